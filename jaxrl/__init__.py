@@ -1,0 +1,1 @@
+"""The shared core: what runs the transforms of `optimizers` and `objectives`."""

@@ -1,0 +1,70 @@
+"""Clear errors for bad arguments: each names the argument, the value and what is allowed.
+
+Only concrete Python numbers are checked. Arrays, tracers and schedules pass, so that
+every hyper-parameter survives `optax.inject_hyperparams`.
+"""
+
+import numbers
+from collections.abc import Callable, Collection
+from typing import Any
+
+
+def at_least(name: str, value: Any, low: float) -> None:
+  """Raises ValueError unless the number `value` is >= `low`."""
+  if _is_number(value) and not value >= low:
+    raise ValueError(f"{name} must be at least {low}, got {value!r}")
+
+
+def above(name: str, value: Any, low: float) -> None:
+  """Raises ValueError unless the number `value` is > `low`."""
+  if _is_number(value) and not value > low:
+    raise ValueError(f"{name} must be above {low}, got {value!r}")
+
+
+def between(name: str, value: Any, low: float, high: float) -> None:
+  """Raises ValueError unless the number `value` lies in [`low`, `high`]."""
+  if _is_number(value) and not low <= value <= high:
+    raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
+
+
+def below(name: str, value: Any, low: float, high: float) -> None:
+  """Raises ValueError unless the number `value` lies in [`low`, `high`)."""
+  if _is_number(value) and not low <= value < high:
+    raise ValueError(f"{name} must be in [{low}, {high}), got {value!r}")
+
+
+def whole(name: str, value: Any, low: int) -> None:
+  """Raises ValueError unless `value` is a Python integer >= `low`."""
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
+    raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
+def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
+  """Raises ValueError unless `value` is among `allowed`."""
+  if value not in allowed:
+    raise ValueError(f"{name} must be one of {sorted(allowed)}, got {value!r}")
+
+
+def record(name: str, value: Any, kind: type) -> None:
+  """Raises TypeError unless `value` is a `kind`, a NamedTuple of functions."""
+  if not isinstance(value, kind):
+    raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+
+
+def value_fn(method: str, function: Callable[..., Any] | None) -> None:
+  """Raises TypeError unless `update` was given the loss of this step's batch."""
+  if not callable(function):
+    raise TypeError(
+      f"{method} evaluates the loss away from params: call update(..., value_fn=f), "
+      f"f(params) being the loss of this step's batch; got value_fn={function!r}"
+    )
+
+
+def params(method: str, tree: Any) -> None:
+  """Raises ValueError when `update` was called without `params`."""
+  if tree is None:
+    raise ValueError(f"{method} needs the parameters: call update(gradient, state, params)")
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)

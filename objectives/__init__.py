@@ -1,0 +1,1 @@
+"""Losses, loss transforms, batch transforms and Objectives, one folder per call signature."""

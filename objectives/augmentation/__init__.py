@@ -1,0 +1,1 @@
+"""Batch transforms, and Objectives that augment the batch themselves."""

@@ -1,0 +1,1 @@
+"""Losses of logits and labels, and the Objectives built on them."""

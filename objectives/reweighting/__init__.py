@@ -1,0 +1,1 @@
+"""Loss transforms: optax transformations whose updates are Losses."""

@@ -1,0 +1,1 @@
+"""Gradient transformations, one file per paper: `from optimizers.sam import sam`."""
