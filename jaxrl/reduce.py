@@ -14,7 +14,7 @@ def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
   return batch_sum(weights * jnp.where(weights == 0, 0, values))
 
 
-def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:
   """numerator / denominator, and 0 where the denominator is 0."""
   empty = denominator == 0
   return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
