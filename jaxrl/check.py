@@ -51,13 +51,14 @@ def record(name: str, value: Any, kind: type) -> None:
     raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
 
 
-def value_fn(method: str, function: Callable[..., Any] | None) -> None:
-  """Raises TypeError unless `update` was given the loss of this step's batch."""
+def value_fn(method: str, function: Callable[..., Any] | None) -> Callable[..., Any]:
+  """`function`, the loss of this step's batch; TypeError if `update` was not given it."""
   if not callable(function):
     raise TypeError(
       f"{method} evaluates the loss away from params: call update(..., value_fn=f), "
       f"f(params) being the loss of this step's batch; got value_fn={function!r}"
     )
+  return function
 
 
 def params(method: str, tree: Any) -> None:

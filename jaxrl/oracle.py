@@ -127,6 +127,7 @@ def transform_losses(objective: Objective, transform: LossTransform) -> Objectiv
     terms, inner, metrics = objective.apply(state[0], recording_forward, batch, key)
     extras = {**batch, **seen}
     extras.pop("inputs", None)
+    losses: Any
     losses, outer = transform.update(_merge(terms), state[1], None, **extras)
     return (losses,), (inner, outer), metrics
 
@@ -286,7 +287,7 @@ def _merge(terms: tuple[Losses, ...]) -> Losses:
   shapes = {term.values.shape for term in terms}
   if len(shapes) > 1:
     raise ValueError(f"a loss transform needs terms of one shape, got {sorted(shapes)}")
-  return terms[0]._replace(values=sum(term.values for term in terms))
+  return terms[0]._replace(values=sum((term.values for term in terms[1:]), terms[0].values))
 
 
 def _array_names(loss: Callable[..., Any]) -> list[str]:

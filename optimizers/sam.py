@@ -14,7 +14,7 @@ replaces_gradient = True
 class SamState(NamedTuple):
   """State of `sam`."""
 
-  count: jax.Array
+  count: jax.typing.ArrayLike
 
 
 def sam(
@@ -77,7 +77,7 @@ def sam(
   def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
     del extra_args
     check.params("sam", params)
-    check.value_fn("sam", value_fn)
+    value_fn = check.value_fn("sam", value_fn)
     radius = rho(state.count) if callable(rho) else rho
     perturbation = _scaled_to(updates, radius, eps)
     perturbed = jax.tree.map(lambda w, e: (w + e).astype(w.dtype), params, perturbation)
