@@ -1,0 +1,216 @@
+"""Data sets and their batches: in-memory arrays or TFDS random-access sources.
+
+Every batch is a dict of NumPy arrays: `inputs`, `labels` or `targets`, `group`, and two
+columns that are made here: `index [B]`, the example's position within its split, and
+`mask [B]`, 1 for an example and 0 for padding. TFDS and scikit-learn are imported by
+`load` alone.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from . import check
+
+NAMES = ("diabetes", "digits")
+SPLITS = ("train", "validation", "test")
+
+
+class Source(Protocol):
+  """A random-access data source, as `builder.as_data_source` gives it."""
+
+  def __len__(self) -> int: ...
+  def __getitems__(self, rows: Sequence[int], /) -> Sequence[Mapping[str, Any]]: ...
+
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+Split: TypeAlias = Arrays | Source
+Batch: TypeAlias = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A data set's splits (`train`, `validation`, `test`) and what losses must know of it."""
+
+  name: str
+  splits: Mapping[str, Split]
+  num_classes: int | None
+  num_groups: int
+
+  @property
+  def num_examples(self) -> int:
+    """The number of training examples."""
+    return size(self.splits["train"])
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+  """A data set by name, written under `data_dir` at its first use.
+
+  `digits`: 1200/297/300 images `[8, 8, 1]`, ten classes, the group is the label's parity.
+  `diabetes`: 300/71/71 rows `[10]` with targets `[1]`, both standardised by the training
+  split; the group is the sex. The splits are part of the data set: they don't depend on
+  a seed. Processes that start at once wait for the one that writes.
+
+  Args:
+    name: one of `NAMES`.
+    data_dir: where TFDS keeps its files; `$TFDS_DATA_DIR`, else `~/.cache/jaxrl`.
+
+  Raises:
+    ValueError: for a name that does not exist, or when the files on disk are damaged.
+  """
+  if name not in NAMES:
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no data set {name!r}: {hint}there are {', '.join(NAMES)}")
+  from . import _builders
+
+  folder = pathlib.Path(data_dir or _default_data_dir()).expanduser().resolve()
+  builder = _builders.BUILDERS[name](data_dir=folder, file_format="array_record")
+  _prepare(builder, folder)
+  features: Any = builder.info.features
+  return Dataset(
+    name=name,
+    splits={split: _read(builder, split) for split in SPLITS},
+    num_classes=features["labels"].num_classes if "labels" in features else None,
+    num_groups=features["group"].num_classes,
+  )
+
+
+def size(split: Split) -> int:
+  """The number of examples in a split."""
+  if isinstance(split, Mapping):
+    return len(next(iter(split.values())))
+  return len(split)
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+  """Full training batches in one pass over the split; the remainder is dropped.
+
+  Raises:
+    ValueError: when not even one batch fits.
+  """
+  check.whole("batch_size", batch_size, 1)
+  if batch_size > size(split):
+    raise ValueError(f"batch_size must be at most {size(split)}, the split, got {batch_size}")
+  return size(split) // batch_size
+
+
+def batches(split: Split, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
+  """Training batches without end, from step `start_step` on.
+
+  Each epoch is a new permutation, a pure function of `(seed, epoch)`, so that the step
+  number alone is the data position: `start_step=k` gives what follows the first k batches.
+
+  Args:
+    split: arrays or a source.
+    batch_size: examples a batch; a remainder of the epoch is dropped.
+    seed: of the permutations.
+    start_step: batches to skip.
+
+  Example:
+    >>> import itertools
+    >>> split = {"inputs": np.arange(5.0)}
+    >>> stream = batches(split, 2, seed=0)
+    >>> first, second, third = itertools.islice(stream, 3)
+    >>> again = next(batches(split, 2, seed=0, start_step=2))
+    >>> bool((again["inputs"] == third["inputs"]).all())
+    True
+    >>> sorted(first)
+    ['index', 'inputs', 'mask']
+  """
+  check.whole("seed", seed, 0)
+  check.whole("start_step", start_step, 0)
+  steps = steps_per_epoch(split, batch_size)
+  return _training_batches(split, batch_size, steps, seed, start_step)
+
+
+def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+  """The split once, in order; the last batch is padded, its `mask` 0 at the padding."""
+  check.whole("batch_size", batch_size, 1)
+  return _padded_batches(split, batch_size)
+
+
+def _training_batches(
+  split: Split, batch_size: int, steps: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+  mask = np.ones(batch_size, np.float32)
+  epoch, step = divmod(start_step, steps)
+  while True:
+    order = np.random.default_rng((seed, epoch)).permutation(size(split)).astype(np.int32)
+    for start in range(step * batch_size, steps * batch_size, batch_size):
+      yield _take(split, order[start : start + batch_size], mask)
+    epoch, step = epoch + 1, 0
+
+
+def _padded_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+  end = size(split)
+  for start in range(0, end, batch_size):
+    rows = np.arange(start, start + batch_size, dtype=np.int32)
+    yield _take(split, np.minimum(rows, end - 1), (rows < end).astype(np.float32))
+
+
+def _take(split: Split, rows: np.ndarray, mask: np.ndarray) -> Batch:
+  if isinstance(split, Mapping):
+    columns = {name: column[rows] for name, column in split.items()}
+  else:
+    columns = _stack(split.__getitems__(rows.tolist()))
+  return {**columns, "index": rows, "mask": mask}
+
+
+def _stack(records: Sequence[Mapping[str, Any]]) -> Batch:
+  columns = {name: np.stack([record[name] for record in records]) for name in records[0]}
+  return {
+    name: column.astype(np.int32) if column.dtype == np.int64 else column
+    for name, column in columns.items()
+  }
+
+
+def _default_data_dir() -> str:
+  cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return os.environ.get("TFDS_DATA_DIR") or f"{cache}/jaxrl"
+
+
+def _prepare(builder: Any, folder: pathlib.Path) -> None:
+  """Writes the builder's files unless they exist.
+
+  TFDS writes to a folder of its own and renames it, so that a killed process leaves no
+  half data set behind. The lock, which dies with its process, keeps a second writer out.
+  """
+  if builder.data_path.exists():
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / f".{builder.name}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if builder.data_path.exists():
+      return
+    for abandoned in builder.data_path.parent.glob("incomplete.*"):
+      shutil.rmtree(abandoned)
+    _write_quietly(builder)
+
+
+def _write_quietly(builder: Any) -> None:
+  import tensorflow_datasets as tfds
+
+  tfds.disable_progress_bar()
+  no_network = tfds.download.DownloadConfig(try_download_gcs=False)
+  with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    builder.download_and_prepare(download_config=no_network)
+
+
+def _read(builder: Any, split: str) -> Batch:
+  """A split in memory, ordered by `index` (TFDS shuffles what it writes)."""
+  try:
+    source = builder.as_data_source(split=split)
+    columns = _stack(source.__getitems__(range(len(source))))
+  except (OSError, RuntimeError, IndexError, ValueError) as error:
+    raise ValueError(f"{builder.data_path} is damaged: delete it, and start again") from error
+  order = np.argsort(columns.pop("index"))
+  return {name: column[order] for name, column in columns.items()}
