@@ -1,0 +1,1 @@
+"""The test suite: a row per method in `cases`, shared checks in `*_properties.py`."""

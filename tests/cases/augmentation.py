@@ -1,0 +1,5 @@
+"""Rows of `objectives/augmentation/`."""
+
+from . import ObjectiveRow
+
+ROWS: list[ObjectiveRow] = []

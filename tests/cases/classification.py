@@ -1,0 +1,7 @@
+"""Rows of `objectives/classification/`."""
+
+from . import ObjectiveRow
+
+ROWS = [
+  ObjectiveRow("cross_entropy()"),
+]

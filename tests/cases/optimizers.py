@@ -1,0 +1,33 @@
+"""Rows of `optimizers/`."""
+
+from . import OptimizerRow
+
+ROWS = [
+  OptimizerRow(
+    "sam(rho=0.05) | sgd(0.1)",
+    evaluations=1,
+    limits=(("sam(rho=0)", "identity()"),),
+    bad={
+      "sam(rho=-1)": "rho must be at least 0, got -1",
+      "sam(eps=-1)": "eps must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "optimistic_omd(0.1)",
+    limits=(("optimistic_omd(0)", "set_to_zero()"),),
+    bad={
+      "optimistic_omd(-1)": "learning_rate must be at least 0, got -1",
+      "optimistic_omd(0.1, mirror=1)": "mirror must be a MirrorMap, got 1",
+    },
+  ),
+  OptimizerRow("optimistic_omd(0.1, mirror=entropy())", params="simplex"),
+  OptimizerRow(
+    "egn(0.5)",
+    evaluations=1,
+    limits=(("egn(0)", "set_to_zero()"),),
+    bad={
+      "egn(-1)": "learning_rate must be at least 0, got -1",
+      "egn(1.0, damping=0)": "damping must be above 0, got 0",
+    },
+  ),
+]

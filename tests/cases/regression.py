@@ -1,0 +1,5 @@
+"""Rows of `objectives/regression/`."""
+
+from . import ObjectiveRow
+
+ROWS: list[ObjectiveRow] = []

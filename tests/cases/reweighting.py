@@ -1,0 +1,5 @@
+"""Rows of `objectives/reweighting/`."""
+
+from . import ObjectiveRow
+
+ROWS: list[ObjectiveRow] = []
