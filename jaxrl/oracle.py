@@ -206,7 +206,10 @@ class Oracle:
   def _part(self, name: str) -> Callable[[Any], Any]:
     part = self._parts[name]
     if part is None:
-      raise TypeError(f"this Oracle has no `{name}`: make it with Oracle(..., {name}=...)")
+      raise TypeError(
+        f"this Oracle has no `{name}` (none has under micro-batches): "
+        f"make it with Oracle(..., {name}=...)"
+      )
     return part
 
   def _filled(self, params: Any) -> Any:
@@ -259,7 +262,7 @@ def objective_oracle(
       return calls[-1]
 
     terms_with(recording_forward)
-    if len(calls) != 1:
+    if len({id(call) for call in calls}) != 1:
       raise TypeError(f"outputs() needs an objective with one forward pass, not {len(calls)}")
     return calls[0]
 

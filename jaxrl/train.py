@@ -1,0 +1,393 @@
+"""The one train step: any Objective, any optax optimizer, any Model, as two pure functions."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import check, oracle, reduce
+from .metrics import collect_metrics
+from .models import Model
+
+
+class TrainState(NamedTuple):
+  """All that a run needs to go on; arrays only."""
+
+  step: jax.Array
+  seed: jax.Array
+  params: Any
+  optimizer: Any
+  objective: Any
+  model: Any
+
+
+class Train(NamedTuple):
+  """The pure functions of a run: `init(seed)`, `step(state, batch)`, `evaluate(state, batch)`.
+
+  `step` returns the next state and a dictionary of scalars. `evaluate` returns sums over a
+  batch, to be added up by `mean_metrics`.
+  """
+
+  init: Callable[[Any], TrainState]
+  step: Callable[[TrainState, oracle.Batch], tuple[TrainState, dict[str, jax.Array]]]
+  evaluate: Callable[[TrainState, oracle.Batch], dict[str, jax.Array]]
+
+
+def make_train(
+  model: Model,
+  objective: oracle.Objective,
+  optimizer: optax.GradientTransformation,
+  example_inputs: jax.Array,
+  *,
+  steps_per_epoch: int = 1,
+  micro_batches: int = 1,
+  compute_dtype: Any = jnp.float32,
+) -> Train:
+  """Puts a model, an objective and an optimizer together.
+
+  Args:
+    model: what `forward` runs.
+    objective: what is minimised.
+    optimizer: gets `value`, `grad` and `value_fn` as extra arguments.
+    example_inputs: inputs of the right shape and dtype, for `model.init`.
+    steps_per_epoch: lets objectives see the `epoch`.
+    micro_batches: number of equal parts in which a batch goes through the model; the
+      result is that of the whole batch, the memory that of a part.
+    compute_dtype: dtype of the forward pass (`bfloat16` for mixed precision); parameters,
+      losses and optimizer stay in their own.
+
+  Raises:
+    ValueError: `micro_batches` or `steps_per_epoch` is not a positive whole number.
+  """
+  check.whole("micro_batches", micro_batches, 1)
+  check.whole("steps_per_epoch", steps_per_epoch, 1)
+  optimizer = optax.with_extra_args_support(optimizer)
+  run = _mixed_precision(model, compute_dtype)
+
+  def init(seed):
+    seed = jnp.asarray(seed, jnp.int32)
+    model_key, objective_key = jax.random.split(jax.random.key(seed))
+    params, model_state = model.init(model_key, example_inputs)
+    state = TrainState(
+      step=jnp.zeros([], jnp.int32),
+      seed=seed,
+      params=params,
+      optimizer=_seeded(optimizer.init(params), seed),
+      objective=objective.init(objective_key),
+      model=model_state,
+    )
+    return jax.tree.map(_strong, state)
+
+  def step(state, batch):
+    batch = {**batch, "epoch": state.step // steps_per_epoch}
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    problem = _Problem(run, objective, state, batch, key)
+    if micro_batches == 1:
+      loss_at = functools.partial(_whole, problem)
+    else:
+      loss_at = functools.partial(_in_parts, problem, micro_batches)
+    (value, after), gradient = jax.value_and_grad(loss_at, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(
+      gradient,
+      state.optimizer,
+      state.params,
+      value=value,
+      grad=gradient,
+      value_fn=_oracle(problem, loss_at, micro_batches),
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      "loss": value,
+      **after.metrics,
+      **collect_metrics(optimizer_state),
+      "first_bad_leaf": _first_bad_leaf(params),
+    }
+    after_step = TrainState(
+      state.step + 1, state.seed, params, optimizer_state, after.objective, after.model
+    )
+    return after_step, metrics
+
+  def evaluate(state, batch):
+    params = eval_params(state.optimizer, state.params)
+    outputs, _ = run(params, state.model, batch["inputs"], jax.random.key(0), False)
+    return _evaluation_sums(oracle.named_outputs(outputs), batch)
+
+  return Train(init, step, evaluate)
+
+
+def eval_params(optimizer_state: Any, params: Any) -> Any:
+  """The parameters to use: those of the methods' own `eval_params`, where they define one.
+
+  A method whose answer is not `params` (an average, an anchor) defines
+  `eval_params(state, params)` in the file that defines its state.
+  """
+  for state in _named_tuples(optimizer_state):
+    own = getattr(sys.modules[type(state).__module__], "eval_params", None)
+    if own is not None:
+      params = own(state, params)
+  return params
+
+
+def bad_leaf_name(params: Any, first_bad_leaf: int) -> str:
+  """The path of the leaf that the metric `first_bad_leaf` counts to."""
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  return jax.tree_util.keystr(paths[first_bad_leaf], simple=True, separator="/")
+
+
+def mean_metrics(batches: list[dict[str, jax.Array]]) -> dict[str, float]:
+  """The means over all examples from the sums that `evaluate` gave for each batch."""
+  sums = jax.tree.map(lambda *parts: float(sum(parts)), *batches)
+  count = sums.pop("examples")
+  return {name: value / count for name, value in sums.items()}
+
+
+def accumulate(
+  sums: Callable[..., tuple[Any, Any]], params: Any, carry: Any, micro_batches: Any
+) -> tuple[jax.Array, Any]:
+  r"""The loss of a batch that goes through the model in parts, with the memory of one part.
+
+  .. math::
+    L(w) = \sum_j \sum_i a_{ij}(w) \Big/ \sum_i b_{ij}
+
+  over parts i and terms j. The forward pass of its derivative scans the parts and adds up
+  their gradients, so nothing of one part is kept while the next one runs.
+  Hessian-vector products work as `jvp(grad(...))`; `jvp` of the loss itself raises
+  TypeError, as for every `jax.custom_vjp`.
+
+  Args:
+    sums: `sums(params, carry, part) -> ((a, b), (carry, extra))`, where `a` and `b` are
+      tuples of scalars; `b` is a constant for the gradient.
+    params: where the loss is taken.
+    carry: state threaded through the parts in order.
+    micro_batches: arrays with a leading axis over the parts.
+
+  Returns:
+    The loss and `(carry, extras)`, extras stacked over the parts.
+  """
+
+  def values(params):
+    def add(carry, part):
+      (a, b), (carry, extra) = sums(params, carry, part)
+      return carry, (a, b, extra)
+
+    after, (a, b, extras) = jax.lax.scan(add, carry, micro_batches)
+    return _total_of_parts(a, b), b, (after, extras)
+
+  @jax.custom_vjp
+  def loss(params):
+    value, _, after = values(params)
+    return value, after
+
+  def forward(params):
+    # Only what b depends on is left of this pass once it is compiled.
+    scale = [jnp.sum(parts) for parts in values(params)[1]]
+
+    def scaled_part(params, carry, part):
+      (a, b), (carry, extra) = sums(params, carry, part)
+      return sum(map(reduce.ratio, a, scale), start=jnp.zeros(())), (carry, (a, b, extra))
+
+    def add(total, part):
+      carry, gradient = total
+      part_gradient, (carry, seen) = jax.grad(scaled_part, has_aux=True)(params, carry, part)
+      return (carry, jax.tree.map(jnp.add, gradient, part_gradient)), seen
+
+    start = carry, jax.tree.map(jnp.zeros_like, params)
+    (after, gradient), (a, b, extras) = jax.lax.scan(add, start, micro_batches)
+    return (_total_of_parts(a, b), (after, extras)), gradient
+
+  def backward(gradient, cotangents):
+    return (jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), gradient),)
+
+  loss.defvjp(forward, backward)
+  return loss(params)
+
+
+class _After(NamedTuple):
+  """What an evaluation at the step's parameters leaves behind."""
+
+  objective: Any
+  model: Any
+  metrics: dict[str, jax.Array]
+
+
+class _Problem(NamedTuple):
+  """One step's problem: every evaluation of the step sees exactly this."""
+
+  run: Callable[..., tuple[Any, Any]]
+  objective: oracle.Objective
+  state: TrainState
+  batch: oracle.Batch
+  key: jax.Array
+
+
+def _whole(problem: _Problem, params: Any) -> tuple[jax.Array, _After]:
+  carry = problem.state.objective, problem.state.model
+  (a, b), (carry, seen) = _sums(problem, params, carry, problem.batch, problem.key)
+  return _total_of_parts(a, b), _After(*carry, _step_metrics(*seen))
+
+
+def _in_parts(problem: _Problem, parts: int, params: Any) -> tuple[jax.Array, _After]:
+  rows = {name: x for name, x in problem.batch.items() if jnp.ndim(x)}
+  shared = {name: x for name, x in problem.batch.items() if not jnp.ndim(x)}
+  split = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in rows.items()}
+
+  def sums(params, carry, part):
+    rows, key = part
+    return _sums(problem, params, carry, {**shared, **rows}, key)
+
+  carry = problem.state.objective, problem.state.model
+  keys = jax.random.split(problem.key, parts)
+  value, (carry, seen) = accumulate(sums, params, carry, (split, keys))
+  return value, _After(*carry, _step_metrics(*seen))
+
+
+def _sums(problem: _Problem, params: Any, carry: Any, batch: oracle.Batch, key: jax.Array):
+  """Numerators and denominators of the objective's terms on `batch`, and what follows."""
+  objective_state, model_state = carry
+  objective_key, model_key = jax.random.split(key)
+  calls: list[_Call] = []
+  forward = _forward(problem.run, params, model_state, model_key, calls)
+  terms, objective_state, metrics = problem.objective.apply(
+    objective_state, forward, batch, objective_key
+  )
+  a, b = zip(*map(oracle.sums, terms), strict=True)
+  accuracy_sums = {}
+  if calls:
+    outputs, model_state = jax.lax.stop_gradient((calls[0].outputs, calls[0].after))
+    accuracy_sums = _accuracy_sums(oracle.named_outputs(outputs), batch)
+  return (a, b), ((objective_state, model_state), (accuracy_sums, metrics))
+
+
+class _Call(NamedTuple):
+  """One pass through the model."""
+
+  inputs: jax.Array
+  train: bool
+  outputs: Any
+  after: Any
+
+
+def _forward(run, params, model_state, key, calls: list[_Call]) -> oracle.Forward:
+  """What objectives call.
+
+  Every call starts from `model_state`, and the first one's state is kept. Terms of a sum
+  that show the model the same inputs share one pass. Calls inside a JAX transformation
+  (an attack's loop) need `keep_state=False`: what they compute must not leave it.
+  """
+
+  def forward(inputs, *, train=True, keep_state=True):
+    for call in calls:
+      if call.inputs is inputs and call.train == train:
+        return call.outputs
+    outputs, after = run(params, model_state, inputs, key, train)
+    if keep_state:
+      calls.append(_Call(inputs, train, outputs, after))
+    return outputs
+
+  return forward
+
+
+def _oracle(problem: _Problem, loss_at: Callable[..., Any], micro_batches: int) -> oracle.Oracle:
+  state = problem.state
+
+  def value(params):
+    return loss_at(params)[0]
+
+  if micro_batches > 1:
+    return oracle.Oracle(value, state.params)
+  objective_key, model_key = jax.random.split(problem.key)
+
+  def forward_at(params):
+    return _forward(problem.run, params, state.model, model_key, [])
+
+  return oracle.objective_oracle(
+    problem.objective,
+    state.objective,
+    forward_at,
+    problem.batch,
+    objective_key,
+    state.params,
+    value,
+  )
+
+
+def _mixed_precision(model: Model, dtype: Any) -> Callable[..., tuple[Any, Any]]:
+  """`model.apply` computed in `dtype`, its outputs and state in float32 again."""
+  if dtype == jnp.float32:
+    return model.apply
+
+  def run(params, model_state, inputs, key, train):
+    params, inputs = optax.tree.cast((params, inputs), dtype)
+    outputs, after = model.apply(params, model_state, inputs, key, train)
+    return optax.tree.cast(outputs, jnp.float32), after
+
+  return run
+
+
+def _accuracy_sums(outputs: dict[str, jax.Array], batch: oracle.Batch) -> dict[str, jax.Array]:
+  """Sums for the training accuracy, where the objective showed the model as many examples."""
+  labels = batch.get("labels")
+  if labels is None or outputs["logits"].shape[:-1] != labels.shape:
+    return {}
+  sums = _evaluation_sums(outputs, batch)
+  return {name: sums[name] for name in ("accuracy", "examples")}
+
+
+def _step_metrics(accuracy_sums: Any, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Scalars of the whole batch; the objective's own are averaged over its parts."""
+  sums, means = jax.tree.map(jnp.sum, accuracy_sums), jax.tree.map(jnp.mean, metrics)
+  if not sums:
+    return means
+  return {"accuracy": reduce.ratio(sums["accuracy"], sums["examples"]), **means}
+
+
+def _evaluation_sums(outputs: dict[str, jax.Array], batch: oracle.Batch) -> dict[str, jax.Array]:
+  mask = batch["mask"]
+  if "labels" in batch:
+    logits, labels = outputs["logits"], batch["labels"]
+    values = {
+      "accuracy": jnp.argmax(logits, axis=-1) == labels,
+      "nll": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+    }
+  else:
+    difference = outputs["predictions"] - batch["targets"]
+    values = {"squared_error": jnp.sum(difference.reshape(mask.size, -1) ** 2, axis=-1)}
+  sums = {name: reduce.weighted_sum(v, mask) for name, v in values.items()}
+  return {"examples": reduce.batch_sum(mask), **sums}
+
+
+def _total_of_parts(a: Any, b: Any) -> jax.Array:
+  totals = ([jnp.sum(parts) for parts in term] for term in (a, b))
+  return sum(map(reduce.ratio, *totals), start=jnp.zeros(()))
+
+
+def _first_bad_leaf(params: Any) -> jax.Array:
+  """The number of the first leaf that is not finite; -1 if all are."""
+  good = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
+  good = jnp.stack([*good, jnp.asarray(False)])
+  first = jnp.argmin(good)
+  return jnp.where(first == good.size - 1, -1, first)
+
+
+def _seeded(optimizer_state: Any, seed: jax.Array) -> Any:
+  """The state with the run's seed in every field called `seed`."""
+  if any(hasattr(state, "seed") for state in _named_tuples(optimizer_state)):
+    return optax.tree.set(optimizer_state, seed=seed)
+  return optimizer_state
+
+
+def _named_tuples(tree: Any) -> Iterator[Any]:
+  if hasattr(tree, "_fields"):
+    yield tree
+  if isinstance(tree, (tuple, list, dict)):
+    for child in tree.values() if isinstance(tree, dict) else tree:
+      yield from _named_tuples(child)
+
+
+def _strong(x: Any) -> jax.Array:
+  """Weak types would make the second call of a jitted step trace again."""
+  return jax.lax.convert_element_type(x, jnp.result_type(x))
