@@ -271,7 +271,7 @@ def objective_oracle(
 
   def losses(params):
     terms = terms_with(forward_at(params))
-    if len(terms) > 1:
+    if len(terms) != 1:
       return jnp.stack([_mean(term) for term in terms])
     return _contributions(terms[0])
 
@@ -286,7 +286,7 @@ def _contributions(term: Losses) -> jax.Array:
   return (scale * weights * jnp.where(weights == 0, 0, term.values)).reshape(-1)
 
 
-def _merge(terms: tuple[Losses, ...]) -> Losses:
+def _merge(terms: Sequence[Losses]) -> Losses:
   shapes = {term.values.shape for term in terms}
   if len(shapes) > 1:
     raise ValueError(f"a loss transform needs terms of one shape, got {sorted(shapes)}")

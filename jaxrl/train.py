@@ -226,14 +226,14 @@ class _Problem(NamedTuple):
 
 def _whole(problem: _Problem, params: Any) -> tuple[jax.Array, _After]:
   carry = problem.state.objective, problem.state.model
-  (a, b), (carry, seen) = _sums(problem, params, carry, problem.batch, problem.key)
-  return _total_of_parts(a, b), _After(*carry, _step_metrics(*seen))
+  (a, b), (after, seen) = _sums(problem, params, carry, problem.batch, problem.key)
+  return _total_of_parts(a, b), _After(after[0], after[1], _step_metrics(*seen))
 
 
 def _in_parts(problem: _Problem, parts: int, params: Any) -> tuple[jax.Array, _After]:
   rows = {name: x for name, x in problem.batch.items() if jnp.ndim(x)}
   shared = {name: x for name, x in problem.batch.items() if not jnp.ndim(x)}
-  split = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in rows.items()}
+  split = {name: _split(x, parts) for name, x in rows.items()}
 
   def sums(params, carry, part):
     rows, key = part
@@ -241,8 +241,14 @@ def _in_parts(problem: _Problem, parts: int, params: Any) -> tuple[jax.Array, _A
 
   carry = problem.state.objective, problem.state.model
   keys = jax.random.split(problem.key, parts)
-  value, (carry, seen) = accumulate(sums, params, carry, (split, keys))
-  return value, _After(*carry, _step_metrics(*seen))
+  value, (after, seen) = accumulate(sums, params, carry, (split, keys))
+  return value, _After(after[0], after[1], _step_metrics(*seen))
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+  if x.shape[0] % parts:
+    raise ValueError(f"micro_batches must divide the batch of {x.shape[0]}, got {parts}")
+  return x.reshape(parts, -1, *x.shape[1:])
 
 
 def _sums(problem: _Problem, params: Any, carry: Any, batch: oracle.Batch, key: jax.Array):
@@ -321,11 +327,18 @@ def _mixed_precision(model: Model, dtype: Any) -> Callable[..., tuple[Any, Any]]
     return model.apply
 
   def run(params, model_state, inputs, key, train):
-    params, inputs = optax.tree.cast((params, inputs), dtype)
+    params, inputs = _cast_floats((params, inputs), dtype)
     outputs, after = model.apply(params, model_state, inputs, key, train)
-    return optax.tree.cast(outputs, jnp.float32), after
+    return _cast_floats(outputs, jnp.float32), after
 
   return run
+
+
+def _cast_floats(tree: Any, dtype: Any) -> Any:
+  def cast(x):
+    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+  return jax.tree.map(cast, tree)
 
 
 def _accuracy_sums(outputs: dict[str, jax.Array], batch: oracle.Batch) -> dict[str, jax.Array]:
@@ -383,9 +396,13 @@ def _seeded(optimizer_state: Any, seed: jax.Array) -> Any:
 def _named_tuples(tree: Any) -> Iterator[Any]:
   if hasattr(tree, "_fields"):
     yield tree
-  if isinstance(tree, (tuple, list, dict)):
-    for child in tree.values() if isinstance(tree, dict) else tree:
-      yield from _named_tuples(child)
+  children: Any = ()
+  if isinstance(tree, dict):
+    children = tree.values()
+  elif isinstance(tree, (tuple, list)):
+    children = tree
+  for child in children:
+    yield from _named_tuples(child)
 
 
 def _strong(x: Any) -> jax.Array:
