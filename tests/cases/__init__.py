@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent
 KINDS = (GRADIENT_TRANSFORMATION, LOSS, OBJECTIVE, LOSS_TRANSFORM, BATCH_TRANSFORM)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Row:
   """What rows of optimizers and objectives have in common.
 
@@ -55,7 +55,7 @@ class _Row:
   tolerance: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OptimizerRow(_Row):
   """A row of `optimizers/`.
 
@@ -72,7 +72,7 @@ class OptimizerRow(_Row):
   falls: bool = True
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ObjectiveRow(_Row):
   """A row of a folder of `objectives/`.
 
@@ -88,10 +88,11 @@ class ObjectiveRow(_Row):
 Row = OptimizerRow | ObjectiveRow
 
 
-def rows(file: str) -> list[Row]:
+@functools.cache
+def rows(file: str) -> tuple[Row, ...]:
   """The rows of `cases/<file>.py`, their methods filled in."""
   module = importlib.import_module(f"tests.cases.{file}")
-  return [_with_method(row, file) for row in module.ROWS]
+  return tuple(_with_method(row, file) for row in module.ROWS)
 
 
 def row_files() -> list[str]:

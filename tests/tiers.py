@@ -1,0 +1,53 @@
+"""Which checks run: TIER=core (the default), all or soak.
+
+core: every row on the checks that share one compiled step, and all checks of the rows whose
+method's file changed. all: everything but soak. soak: what is marked `soak`, and only that.
+Checks and tests that core leaves out are marked `full`.
+"""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TIERS = ("core", "all", "soak")
+
+
+def current() -> str:
+  """The tier of this run."""
+  tier = os.environ.get("TIER", "core")
+  if tier not in TIERS:
+    raise pytest.UsageError(f"TIER must be one of {TIERS}, got {tier!r}")
+  return tier
+
+
+def runs(item: pytest.Item) -> bool:
+  """Whether this tier runs a test."""
+  soak = item.get_closest_marker("soak") is not None
+  if soak or current() == "soak":
+    return soak and current() == "soak"
+  return current() == "all" or item.get_closest_marker("full") is None
+
+
+@functools.cache
+def changed_files() -> frozenset[str]:
+  """Files that differ from where this work began, as paths from the root; none without git.
+
+  It began at the merge base with origin/main, or one commit ago when that is the last commit.
+  """
+  head, upstream = _git("rev-parse", "HEAD"), _git("merge-base", "HEAD", "origin/main")
+  base = upstream if upstream and upstream != head else _git("rev-parse", "HEAD~1")
+  changed = _git("diff", "--name-only", *(base or head))
+  return frozenset(changed + _git("ls-files", "--others", "--exclude-standard"))
+
+
+def _git(*arguments: str) -> list[str]:
+  """The lines that git answers; none where there is no git, no repository or no such commit."""
+  try:
+    answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+  except FileNotFoundError:
+    return []
+  return answer.stdout.splitlines() if answer.returncode == 0 else []
