@@ -43,5 +43,5 @@ def _states_with_metrics(tree: Any) -> Iterator[Any]:
 
 
 def _method_name(kind: type) -> str:
-  words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", kind.__name__.removesuffix("State"))
+  words = re.findall(r"[A-Z]+[0-9]*(?![a-z])|[A-Z][a-z0-9]*", kind.__name__.removesuffix("State"))
   return "_".join(words).lower() or kind.__name__.lower()
