@@ -67,5 +67,12 @@ def params(method: str, tree: Any) -> None:
     raise ValueError(f"{method} needs the parameters: call update(gradient, state, params)")
 
 
+def array(method: str, name: str, value: Any) -> Any:
+  """`value`, an array that `method` takes from the batch; ValueError if it has none."""
+  if value is None:
+    raise ValueError(f"{method} needs `{name}`: the batch and the model give none")
+  return value
+
+
 def _is_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
