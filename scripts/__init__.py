@@ -1,0 +1,1 @@
+"""Programs: `python -m scripts.train`, `python -m scripts.index`."""
