@@ -69,8 +69,6 @@ class MetricsLog:
   """
 
   def __init__(self, directory: PathLike, *, resume_step: int = 0):
-    import tensorboardX
-
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     self._path = folder / "metrics.csv"
@@ -81,10 +79,7 @@ class MetricsLog:
     self._waiting: dict[int, dict[str, Any]] = {}
     self._last_step = max(map(_step_of, kept), default=0)
     self._rewrite(kept)
-    # Event files are named by the second: the suffix keeps a quick restart from overwriting.
-    self._events = tensorboardX.SummaryWriter(
-      str(folder), purge_step=resume_step + 1, filename_suffix=f".{resume_step}"
-    )
+    self._events = _Events(folder, resume_step)
 
   def __enter__(self) -> "MetricsLog":
     return self
@@ -122,8 +117,7 @@ class MetricsLog:
         self._append(row)
     self._last_step = max([self._last_step, *steps])
     for step, row in rows.items():
-      for name, value in row.items():
-        self._events.add_scalar(name, value, step)
+      self._events.write(step, row)
 
   def _append(self, row: Mapping[str, str]) -> None:
     csv.DictWriter(self._file, self._columns, lineterminator="\n").writerow(row)
@@ -143,6 +137,32 @@ def read_metrics(path: PathLike) -> list[dict[str, float]]:
   """The rows of a `metrics.csv`, each without its empty cells."""
   rows = _read(pathlib.Path(path))[1]
   return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
+
+
+class _Events:
+  """A TensorBoard event file, which makes TensorBoard forget what came after `resume_step`."""
+
+  def __init__(self, folder: pathlib.Path, resume_step: int):
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    # Files are named by the second: the suffix keeps a quick restart from overwriting.
+    suffix = f".{resume_step}"
+    self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=resume_step + 1, session_log=start)
+    self.flush = self._file.flush
+    self.close = self._file.close
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    summary = self._summary()
+    for name, value in values.items():
+      summary.value.add(tag=name, simple_value=value)
+    self._write(step=step, summary=summary)
+
+  def _write(self, **fields: Any) -> None:
+    self._file.write_event(self._event(wall_time=time.time(), **fields))
 
 
 class Progress:
