@@ -146,11 +146,13 @@ class _Events:
     from tensorboardX import event_file_writer
     from tensorboardX.proto import event_pb2, summary_pb2
 
-    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    events: Any = event_pb2
+    summaries: Any = summary_pb2
+    self._event, self._summary = events.Event, summaries.Summary
     # Files are named by the second: the suffix keeps a quick restart from overwriting.
     suffix = f".{resume_step}"
     self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    start = events.SessionLog(status=events.SessionLog.START)
     self._write(step=resume_step + 1, session_log=start)
     self.flush = self._file.flush
     self.close = self._file.close
