@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -73,8 +74,9 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
   from . import _builders
 
   folder = pathlib.Path(data_dir or _default_data_dir()).expanduser().resolve()
-  builder = _builders.BUILDERS[name](data_dir=folder, file_format="array_record")
-  _prepare(builder, folder)
+  make = functools.partial(_builders.BUILDERS[name], data_dir=folder, file_format="array_record")
+  _prepare(make, folder)
+  builder = make()
   features: Any = builder.info.features
   return Dataset(
     name=name,
@@ -178,17 +180,19 @@ def _default_data_dir() -> str:
   return os.environ.get("TFDS_DATA_DIR") or f"{cache}/jaxrl"
 
 
-def _prepare(builder: Any, folder: pathlib.Path) -> None:
+def _prepare(make: Callable[[], Any], folder: pathlib.Path) -> None:
   """Writes the builder's files unless they exist.
 
   TFDS writes to a folder of its own and renames it, so that a killed process leaves no
   half data set behind. The lock, which dies with its process, keeps a second writer out.
+  A builder looks for files only when it is made.
   """
-  if builder.data_path.exists():
+  if make().data_path.exists():
     return
   folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / f".{builder.name}.lock", "w") as lock:
+  with open(folder / f".{make().name}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
+    builder = make()
     if builder.data_path.exists():
       return
     for abandoned in builder.data_path.parent.glob("incomplete.*"):
