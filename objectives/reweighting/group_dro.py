@@ -99,7 +99,7 @@ def group_dro(
     if normalize:
       adjusted = reduce.ratio(adjusted, jnp.sum(adjusted))
     rate = eta(state.count) if callable(eta) else eta
-    log_q = _ascended(state.log_q, rate * adjusted)
+    log_q = _ascended(state.log_q, rate, adjusted)
     share = reduce.ratio(jnp.exp(log_q), sizes).at[group].get(mode="fill", fill_value=jnp.nan)
     norm = reduce.ratio(updates.weights, reduce.batch_sum(updates.weights))
     losses = updates._replace(weights=updates.weights * share, norm=norm)
@@ -147,8 +147,10 @@ def _group_means(
   return reduce.ratio(reduce.group_sums(weighted.reshape(-1), group, num_groups), sizes), sizes
 
 
-def _ascended(log_q: jax.Array, step: jax.typing.ArrayLike) -> jax.Array:
-  """log of q e^step / sum(q e^step), for steps of any size."""
-  largest = jnp.finfo(log_q.dtype).max / 4
-  step = jnp.clip(step, -largest, largest).astype(log_q.dtype)
-  return jax.nn.log_softmax(log_q + step)
+def _ascended(
+  log_q: jax.Array, rate: jax.typing.ArrayLike, gradient: jax.typing.ArrayLike
+) -> jax.Array:
+  """log of q e^(rate * gradient), normalised; only the differences of the gradient count."""
+  lowest = jnp.finfo(log_q.dtype).min / 4
+  step = jnp.maximum(rate * (gradient - jnp.max(gradient)), lowest)
+  return jax.nn.log_softmax(log_q + step.astype(log_q.dtype))
