@@ -64,6 +64,8 @@ class Cnn(nn.Module):
   @nn.compact
   def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
     """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
+    if inputs.ndim != 4:
+      raise ValueError(f"cnn needs images [B, H, W, C], got inputs of shape {inputs.shape}")
     x = inputs
     for i, channels in enumerate(self.channels):
       for stride in (1 if i == 0 else 2, 1):
