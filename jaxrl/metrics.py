@@ -347,7 +347,8 @@ def _merged(
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-  return {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+  fetched = jax.device_get(dict(values))
+  return {name: float(fetched[name]) for name in values}
 
 
 def _is_ready(value: Any) -> bool:

@@ -184,7 +184,7 @@ def test_the_bar_shows_what_is_asked():
     progress.epoch(2, 2, {"validation/accuracy": 0.75})
     progress.say("a remark")
   shown = stream.getvalue()
-  for text in ("loss 0.5", "accuracy 0.875", "examples/s", "left", "100%", "a remark"):
+  for text in ("loss 0.5  accuracy 0.875", "examples/s", "left", "100%", "a remark"):
     assert text in shown
   assert "validation/accuracy 0.75" in shown and "hidden" not in shown and " 25%" in shown
 
