@@ -26,6 +26,8 @@ from tests.properties import (
   assert_identical,
   differs,
   entry_of,
+  quick_jit,
+  static_arguments,
   types_of,
   wrapped,
 )
@@ -94,9 +96,7 @@ def step_of(optimizer: Any, carry: Carry, batch: problem.Data) -> tuple[Carry, R
   state, params = carry
   value_fn = problem.oracle(params, batch)
   value, grad = jax.value_and_grad(value_fn)(params)
-  updates, state = optimizer.update(
-    grad, state, params, value=value, grad=grad, value_fn=value_fn
-  )
+  updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
   return Carry(state, optax.apply_updates(params, updates)), Result(updates, value)
 
 
@@ -116,7 +116,7 @@ def updates_of(done: list[tuple[Carry, Result]]) -> list[Any]:
 
 def jitted(optimizer: Any, batch: problem.Data) -> Any:
   """A compiled step of another optimizer, or on other data."""
-  return jax.jit(lambda carry: step_of(optimizer, carry, batch))
+  return quick_jit(lambda carry: step_of(optimizer, carry, batch))
 
 
 def started(optimizer: Any, params: Any) -> Carry:
@@ -240,7 +240,7 @@ def orbax_round_trip(bench: Bench) -> None:
 def donation(bench: Bench) -> None:
   """A state made by `jit(init)` can be donated together with the parameters."""
   params = jax.tree.map(jnp.copy, bench.params)
-  carry = Carry(jax.jit(bench.optimizer.init)(params), params)
+  carry = Carry(quick_jit(bench.optimizer.init)(params), params)
   _, result = bench._step(carry, bench.data)
   assert_close(result.updates, bench.reference[0][1].updates, bench.row.tolerance)
 
@@ -252,7 +252,7 @@ def scan(bench: Bench) -> None:
   def body(carry, _):
     return step_of(bench.optimizer, carry, bench.data)
 
-  _, results = jax.jit(lambda carry: jax.lax.scan(body, carry, length=50))(bench.start)
+  _, results = quick_jit(lambda carry: jax.lax.scan(body, carry, length=50))(bench.start)
   assert_finite(results)
   first = jax.tree.map(lambda leaf: leaf[:5], results)
   expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[r for _, r in bench.reference])
@@ -269,8 +269,9 @@ def vmap_is_loop(bench: Bench) -> None:
       state = with_seed(bench.optimizer.init(params), seed)
       members.append(Carry(state, params))
     step = functools.partial(step_of, bench.optimizer, batch=bench.data)
-    loop = [run(jax.jit(step), member, 2) for member in members]
-    vmapped = run(jax.jit(jax.vmap(step)), _stacked(members), 2)
+    one = quick_jit(step)
+    loop = [run(one, member, 2) for member in members]
+    vmapped = run(quick_jit(jax.vmap(step)), _stacked(members), 2)
   assert_close(vmapped, _stacked(loop), 10 * bench.row.tolerance)
 
 
@@ -323,7 +324,7 @@ def inject_hyperparams(bench: Bench) -> None:
   injected = []
 
   def inject(factory, *args, **kwargs):
-    static = _static_arguments(factory)
+    static = static_arguments(factory)
     injected.append(bool(set(inspect.signature(factory).parameters) - set(static)))
     return optax.inject_hyperparams(factory, static_args=static)(*args, **kwargs)
 
@@ -347,7 +348,7 @@ def masked(bench: Bench) -> None:
     done.append(result.updates["dense"])
     carry = carry._replace(params={**carry.params, **rest})
 
-  by_hand = jax.jit(lambda carry: _step_on_part(bench.optimizer, carry, rest, bench.data))
+  by_hand = quick_jit(lambda carry: _step_on_part(bench.optimizer, carry, rest, bench.data))
   part = {"dense": bench.params["dense"]}
   expected = run(by_hand, started(bench.optimizer, part), 3)
   assert_close(done, [u["dense"] for u in updates_of(expected)], 10 * bench.row.tolerance)
@@ -395,7 +396,7 @@ def cost(bench: Bench) -> None:
     )
 
   with count_evaluations(problem.outputs_of) as (counted, count):
-    jax.block_until_ready(jax.jit(step)(bench.start, bench.data))
+    jax.block_until_ready(quick_jit(step)(bench.start, bench.data))
     jax.effects_barrier()
   assert len(count) == bench.row.evaluations
 
@@ -411,8 +412,8 @@ def sharded(bench: Bench) -> None:
     return jax.device_put(leaf, jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
   params, batch = jax.tree.map(spread, (bench.params, bench.data))
-  step = jax.jit(functools.partial(step_of, bench.optimizer))
-  carry = Carry(jax.jit(bench.optimizer.init)(params), params)
+  step = quick_jit(functools.partial(step_of, bench.optimizer))
+  carry = Carry(quick_jit(bench.optimizer.init)(params), params)
   done = run(lambda carry: step(carry, batch), carry, 3)
   assert_close(updates_of(done), updates_of(bench.reference[:3]), 10 * bench.row.tolerance)
 
@@ -448,9 +449,3 @@ def _step_on_part(optimizer: Any, carry: Carry, rest: Any, batch: problem.Data) 
     grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
   )
   return Carry(state, optax.apply_updates(carry.params, updates)), Result(updates, value)
-
-
-def _static_arguments(factory: Any) -> tuple[str, ...]:
-  """Arguments that are no numbers: records, integers that fix shapes, flags and choices."""
-  parameters = inspect.signature(factory, eval_str=True).parameters.values()
-  return tuple(p.name for p in parameters if "float" not in str(p.annotation))

@@ -56,7 +56,9 @@ def outputs_of(params: Any, batch: Data) -> jax.Array:
   return jnp.broadcast_to(linear + 0.3 * jnp.tanh(linear), (EXAMPLES, OUTPUTS))
 
 
-def oracle(params: Any, batch: Data, model: Callable[[Any, Data], jax.Array] = outputs_of) -> Oracle:
+def oracle(
+  params: Any, batch: Data, model: Callable[[Any, Data], jax.Array] = outputs_of
+) -> Oracle:
   """The loss of `batch` as a function of the parameters, with all its parts."""
 
   def losses_of(outputs):
