@@ -28,6 +28,7 @@ from . import check
 
 _CHECKSUMS = "checksums.json"
 _META_FILE = "meta/metadata"
+_UNFINISHED = ".orbax-checkpoint-tmp"
 _REWRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
@@ -87,6 +88,9 @@ class Checkpoints:
     self._ignore = frozenset(ignore)
     self._ranking = _Ranking(best_metric, best_mode)
     self._saving: int | None = None
+    # Here rather than by Orbax, which sweeps in the background, even past the end of the run.
+    for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
+      shutil.rmtree(unfinished)
     with _quiet_orbax():
       self._manager = self._make_manager(keep)
     for step in self.steps():
@@ -175,14 +179,13 @@ class Checkpoints:
 
   def _make_manager(self, keep: int) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-      cleanup_tmp_directories=True,
       preservation_policy=_LatestAndBest(keep, self._ranking),
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
     )
     return ocp.CheckpointManager(self._directory, options=options)
 
   def _write_checksums(self) -> None:
-    (unfinished,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+    (unfinished,) = self._directory.glob(f"{self._saving}{_UNFINISHED}*")
     sums = {name: _checksum(unfinished / name) for name in _files(unfinished)}
     (unfinished / _CHECKSUMS).write_text(json.dumps(sums))
 
