@@ -21,7 +21,7 @@ _ROWS_IN_WAITING = 100
 
 
 def collect_metrics(state: Any) -> dict[str, jax.Array]:
-  """The `metrics` of every method in an optax state, as `{"method/key": scalar}`.
+  """The `metrics` of every method in a tree of states, as `{"method/key": scalar}`.
 
   A method is named after its state: the metrics of a `SamState` become `sam/...`, those
   of a second one in the same chain `sam_2/...`. Pure, for use inside a jitted step.

@@ -103,7 +103,7 @@ def make_train(
     metrics = {
       "loss": value,
       **after.metrics,
-      **collect_metrics(optimizer_state),
+      **collect_metrics((after.objective, optimizer_state)),
       "first_bad_leaf": _first_bad_leaf(params),
     }
     after_step = TrainState(
