@@ -125,13 +125,13 @@ def test_elr_is_the_official_one_for_five_steps():
     (loss, state), gradient = jax.value_and_grad(value, has_aux=True)(logits)
     close(loss, step["value"], 2e-5)
     close(gradient, step["gradient"], 2e-5)
-    close(state.targets, step["memory"])
+    close(state.memory, step["memory"])
 
 
 def elr_of_three_classes(memory=None, **hyper):
   objective = elr(8, 3, **hyper)
   state = objective.init(KEY)
-  return objective, state if memory is None else state._replace(targets=jnp.asarray(memory))
+  return objective, state if memory is None else state._replace(memory=jnp.asarray(memory))
 
 
 INDEX = np.array([5, 0, 3, 7, 1, 2])
@@ -158,14 +158,14 @@ def test_elr_without_its_pull_or_its_memory_is_cross_entropy(hyper):
   value, after = reduced(objective, state, LOGITS, labels=LABELS, index=INDEX)
   close(value, np.mean(-np.log(SOFTMAX[np.arange(6), LABELS])))
   if "beta" in hyper:
-    np.testing.assert_array_equal(after.targets, 0)
+    np.testing.assert_array_equal(after.memory, 0)
 
 
 def test_elr_without_momentum_remembers_the_last_prediction():
   objective, state = elr_of_three_classes(MEMORY, beta=0.0)
   _, after = reduced(objective, state, LOGITS, labels=LABELS, index=INDEX)
-  close(after.targets[INDEX], SOFTMAX)
-  np.testing.assert_array_equal(after.targets[np.array([4, 6])], MEMORY[np.array([4, 6])])
+  close(after.memory[INDEX], SOFTMAX)
+  np.testing.assert_array_equal(after.memory[np.array([4, 6])], MEMORY[np.array([4, 6])])
 
 
 def test_elr_moves_a_repeated_example_once_to_the_mean():
@@ -173,7 +173,7 @@ def test_elr_moves_a_repeated_example_once_to_the_mean():
   index = np.array([5, 0, 5, 7, 5, 2])
   mask = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0], np.float32)
   _, after = reduced(objective, state, LOGITS, labels=LABELS, index=index, mask=mask)
-  close(after.targets[5], 0.6 * MEMORY[5] + 0.4 * (SOFTMAX[0] + SOFTMAX[4]) / 2)
+  close(after.memory[5], 0.6 * MEMORY[5] + 0.4 * (SOFTMAX[0] + SOFTMAX[4]) / 2)
 
 
 def test_examples_with_mask_zero_leave_the_memory_of_elr_alone():
@@ -184,8 +184,8 @@ def test_examples_with_mask_zero_leave_the_memory_of_elr_alone():
   value, after = reduced(objective, state, broken, labels=LABELS, index=INDEX, mask=mask)
   first, after_first = reduced(objective, state, LOGITS[:4], labels=LABELS[:4], index=INDEX[:4])
   close(value, first)
-  np.testing.assert_array_equal(after.targets, after_first.targets)
-  np.testing.assert_array_equal(after.targets[INDEX[4:]], MEMORY[INDEX[4:]])
+  np.testing.assert_array_equal(after.memory, after_first.memory)
+  np.testing.assert_array_equal(after.memory[INDEX[4:]], MEMORY[INDEX[4:]])
 
 
 def test_elr_in_micro_batches_gives_the_result_of_the_whole():
@@ -196,7 +196,7 @@ def test_elr_in_micro_batches_gives_the_result_of_the_whole():
     value, state = reduced(objective, state, LOGITS[part], labels=LABELS[part], index=INDEX[part])
     parts.append(value)
   close(np.mean(parts), whole)
-  np.testing.assert_array_equal(state.targets, after.targets)
+  np.testing.assert_array_equal(state.memory, after.memory)
 
 
 def test_elr_stays_finite_in_bfloat16_where_memory_and_prediction_are_sure():
@@ -464,11 +464,15 @@ def test_z_error_fits_a_line_through_outliers():
   assert np.linalg.norm(plain) > 5 * np.linalg.norm(robust)
 
 
-def test_z_error_says_which_array_is_missing():
+def test_z_error_says_which_array_is_missing_or_does_not_fit():
   with pytest.raises(ValueError, match="z_error needs `predictions`"):
     transformed(z_error(), VALUES, targets=VALUES)
   with pytest.raises(ValueError, match="z_error needs `logits`"):
     transformed(z_error(), VALUES, labels=LABELS)
+  with pytest.raises(AssertionError):
+    transformed(z_error(), VALUES, predictions=VALUES, targets=VALUES[:, None])
+  with pytest.raises(AssertionError):
+    transformed(z_error(), VALUES, logits=LOGITS, labels=LABELS[:3])
 
 
 # mixup

@@ -1,5 +1,6 @@
 """Mixup: convex combinations of pairs of examples and of their labels."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +32,7 @@ def mixup(alpha: float = 0.2, *, num_classes: int) -> BatchTransform:
 
   Raises:
     ValueError: `alpha` is negative, or `num_classes` not a positive whole number.
+    AssertionError: `labels` fit neither shape.
 
   Cost: one pass over the inputs, and a sort of B numbers.
 
@@ -57,9 +59,17 @@ def mixup(alpha: float = 0.2, *, num_classes: int) -> BatchTransform:
   def transform(key, batch):
     batch = dict(batch)
     ratio, partner = draw_pairs(key, alpha, len(batch["inputs"]), batch.get("mask"))
-    if "labels" in batch and jnp.issubdtype(batch["labels"].dtype, jnp.integer):
-      batch["labels"] = jax.nn.one_hot(batch["labels"], num_classes)
+    if "labels" in batch:
+      batch["labels"] = _probabilities(batch["labels"], num_classes)
     mixed = {"inputs", "labels", "targets"} & set(batch)
     return batch | {name: mix(batch[name], ratio, partner) for name in mixed}
 
   return transform
+
+
+def _probabilities(labels: jax.Array, num_classes: int) -> jax.Array:
+  if jnp.issubdtype(labels.dtype, jnp.integer):
+    chex.assert_rank(labels, 1)
+    return jax.nn.one_hot(labels, num_classes)
+  chex.assert_shape(labels, (None, num_classes))
+  return labels

@@ -15,7 +15,7 @@ from .cross_entropy import cross_entropy
 class ElrState(NamedTuple):
   """State of `elr`: the running prediction for each example of the data set, `[N, C]`."""
 
-  targets: jax.Array
+  memory: jax.Array
 
 
 def elr(
@@ -72,7 +72,7 @@ def elr(
     >>> batch = {"inputs": jnp.zeros((1, 2)), "labels": jnp.array([0]), "index": jnp.array([4])}
     >>> state = objective.init(jax.random.key(0))
     >>> _, state, _ = objective.apply(state, lambda x: x, batch, jax.random.key(0))
-    >>> print(state.targets[4])  # a quarter of the way from 0 to 1/2
+    >>> print(state.memory[4])  # a quarter of the way from 0 to 1/2
     [0.125 0.125]
   """
   check.whole("num_examples", num_examples, 1)
@@ -94,27 +94,27 @@ def elr(
     chex.assert_shape(index, logits.shape[:1])
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     probabilities = jnp.clip(jax.nn.softmax(wide), clip, 1 - clip)
-    targets = _moved(state.targets, index, probabilities, batch.get("mask"), 1 - beta)
-    own = targets.at[index].get(mode="fill", fill_value=jnp.nan)
+    memory = _moved(state.memory, index, probabilities, batch.get("mask"), 1 - beta)
+    own = memory.at[index].get(mode="fill", fill_value=jnp.nan)
     agreement = jnp.sum(own * probabilities, axis=-1)
     values = cross_entropy(logits, batch["labels"]) + lam * jnp.log1p(-agreement)
-    return (oracle.masked_losses(values, batch.get("mask")),), ElrState(targets), {}
+    return (oracle.masked_losses(values, batch.get("mask")),), ElrState(memory), {}
 
   return Objective(init, apply)
 
 
 def _moved(
-  targets: jax.Array,
+  memory: jax.Array,
   index: jax.Array,
   probabilities: jax.Array,
   mask: jax.Array | None,
   rate: float,
 ) -> jax.Array:
-  """The memory, its rows at `index` moved by `rate` towards the predictions."""
-  probabilities = jax.lax.stop_gradient(probabilities)
+  """The memory, its rows at `index` moved by `rate` towards the predictions; a constant."""
   beliefs = probabilities / jnp.sum(probabilities, axis=-1, keepdims=True)
   weights = jnp.ones(index.shape) if mask is None else mask
-  copies = reduce.group_sums(weights, index, len(targets))
+  copies = reduce.group_sums(weights, index, len(memory))
   share = reduce.ratio(weights, copies[index])[:, None]
-  step = rate * share * (beliefs - targets[index])
-  return targets.at[index].add(jnp.where(share > 0, step, 0).astype(targets.dtype))
+  step = rate * share * (beliefs - memory[index])
+  step = jnp.where(share > 0, step, 0).astype(memory.dtype)
+  return jax.lax.stop_gradient(memory.at[index].add(step))

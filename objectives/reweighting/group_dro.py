@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -55,6 +56,7 @@ def group_dro(
 
   Raises:
     ValueError: an argument is out of range, or `update` was called without `group`.
+    AssertionError: `group` is not `[B]`.
 
   Cost: O(B + m); `8 * m + 4` bytes of state.
 
@@ -132,7 +134,8 @@ def _state(count: jax.typing.ArrayLike, log_q: jax.Array) -> GroupDroState:
 
 def _spread(group: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """The group of each value: `[B]`, repeated along the other axes."""
-  return jnp.broadcast_to(group.reshape(group.shape + (1,) * (len(shape) - group.ndim)), shape)
+  chex.assert_shape(group, shape[:1])
+  return jnp.broadcast_to(jnp.expand_dims(group, range(1, len(shape))), shape)
 
 
 def _group_means(
