@@ -4,4 +4,24 @@ from . import ObjectiveRow
 
 ROWS = [
   ObjectiveRow("cross_entropy()"),
+  ObjectiveRow(
+    "maxsup(alpha=0.1)",
+    limits=(("maxsup(alpha=0)", "cross_entropy()"),),
+    bad={"maxsup(alpha=-1)": "alpha must be at least 0, got -1"},
+  ),
+  ObjectiveRow(
+    "elr(beta=0.7, lam=3)",
+    limits=(
+      ("elr(lam=0)", "cross_entropy()"),
+      ("elr(beta=1)", "cross_entropy()"),
+    ),
+    bad={
+      "elr(num_examples=0)": "num_examples must be a whole number of at least 1, got 0",
+      "elr(num_classes=2.5)": "num_classes must be a whole number of at least 1, got 2.5",
+      "elr(beta=1.5)": "beta must be in [0, 1], got 1.5",
+      "elr(lam=-1)": "lam must be at least 0, got -1",
+      "elr(clip=0)": "clip must be above 0, got 0",
+      "elr(clip=0.5)": "clip must be in [0, 0.5), got 0.5",
+    },
+  ),
 ]

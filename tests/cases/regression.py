@@ -2,4 +2,6 @@
 
 from . import ObjectiveRow
 
-ROWS: list[ObjectiveRow] = []
+ROWS = [
+  ObjectiveRow("squared_error()"),
+]
