@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 import jax
 
+from . import check
+
 PathLike = str | os.PathLike[str]
 
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -168,7 +170,7 @@ class _Events:
 
 
 class Progress:
-  """A live progress bar on a terminal; elsewhere one plain line an epoch; or nothing.
+  """How a run shows itself: a live bar, one plain line an epoch, or nothing.
 
   The bar shows loss, accuracy, examples a second and the time left. It looks at the
   metrics a few times a second, and only at those that are already computed.
@@ -177,8 +179,11 @@ class Progress:
     total_steps: steps of the whole run.
     batch_size: examples a step.
     start_step: steps done by an earlier process.
-    quiet: show nothing.
+    show: `bar`, `lines` or `off`; `auto` is a bar on a terminal and nothing elsewhere.
     stream: where to; standard error.
+
+  Raises:
+    ValueError: `show` is none of these.
   """
 
   def __init__(
@@ -187,17 +192,20 @@ class Progress:
     batch_size: int,
     *,
     start_step: int = 0,
-    quiet: bool = False,
+    show: str = "auto",
     stream: TextIO | None = None,
   ):
+    check.one_of("show", show, ("auto", "bar", "lines", "off"))
     self._stream = stream or sys.stderr
-    self._plain = not quiet and not self._stream.isatty()
+    if show == "auto":
+      show = "bar" if self._stream.isatty() else "off"
+    self._lines = show == "lines"
     self._batch_size = batch_size
     self._next_look = 0.0
     self._step_values = ""
     self._epoch_values = ""
     self._bar = None
-    if not quiet and not self._plain:
+    if show == "bar":
       self._bar = _bar(total_steps * batch_size, start_step * batch_size, self._stream)
 
   def __enter__(self) -> "Progress":
@@ -221,16 +229,16 @@ class Progress:
   def epoch(self, epoch: int, epochs: int, values: Mapping[str, Any]) -> None:
     """The `epoch`-th of `epochs` is done, with these values."""
     self._epoch_values = _line(values)
-    if self._plain:
+    if self._lines:
       print(f"epoch {epoch}/{epochs}  {self._epoch_values}", file=self._stream, flush=True)
     elif self._bar is not None:
       self._show_values()
 
   def say(self, line: str) -> None:
-    """Prints a line without tearing the bar; also when not on a terminal."""
+    """Prints a line, however little is shown, without tearing the bar."""
     if self._bar is not None:
       self._bar.write(line, file=self._stream)
-    elif self._plain:
+    else:
       print(line, file=self._stream, flush=True)
 
   def close(self) -> None:

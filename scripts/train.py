@@ -30,7 +30,7 @@ _MATTERS_NOT = (
   "checkpoint_every",
   "keep",
   "resume",
-  "quiet",
+  "progress",
   "debug",
 )
 
@@ -75,8 +75,8 @@ class Config:
   """Latest checkpoints to keep; the best one by validation is kept besides."""
   resume: bool = True
   """Go on from the run's last checkpoint; otherwise a new folder is taken."""
-  quiet: bool = False
-  """Print the final table only."""
+  progress: Literal["auto", "bar", "lines", "off"] = "auto"
+  """A live bar, a line an epoch, or nothing but the final table; auto: a bar on a terminal."""
   debug: bool = False
   """Show tracebacks of errors in the configuration."""
 
@@ -176,7 +176,7 @@ def fit(run: Run, directory: pathlib.Path) -> dict[str, Any]:
     start = restored.step if restored else 0
     write_json(directory / "config.json", _as_json(config))
     log = MetricsLog(directory, resume_step=start)
-    progress = Progress(run.steps, config.batch_size, start_step=start, quiet=config.quiet)
+    progress = Progress(run.steps, config.batch_size, start_step=start, show=config.progress)
     with log, progress:
       for note in restored.notes if restored else ():
         progress.say(note)

@@ -201,21 +201,21 @@ def test_the_bar_does_not_wait_for_the_device():
     progress.step({"loss": Unfinished()})
 
 
-def test_elsewhere_one_plain_line_an_epoch():
+def test_one_plain_line_an_epoch():
   stream = io.StringIO()
-  with Progress(4, 8, stream=stream) as progress:
+  with Progress(4, 8, show="lines", stream=stream) as progress:
     progress.step({"loss": jnp.asarray(0.5)})
     progress.epoch(1, 2, {"loss": jnp.asarray(0.5), "validation/accuracy": 0.98765})
   assert stream.getvalue() == "epoch 1/2  loss 0.5  validation/accuracy 0.9877\n"
 
 
-@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_quiet_is_quiet(stream):
-  with Progress(4, 8, quiet=True, stream=stream) as progress:
+@pytest.mark.parametrize("stream, show", [(io.StringIO(), "auto"), (Terminal(), "off")])
+def test_only_remarks_are_shown_when_off_or_not_on_a_terminal(stream, show):
+  with Progress(4, 8, show=show, stream=stream) as progress:
     progress.step({"loss": 0.5})
     progress.epoch(1, 2, {"loss": 0.5})
     progress.say("a remark")
-  assert stream.getvalue() == ""
+  assert stream.getvalue() == "a remark\n"
 
 
 def test_curves_are_a_picture(tmp_path, capfd):

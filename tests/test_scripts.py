@@ -20,7 +20,7 @@ from scripts import train
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "default"}
-QUICK = ["--model", "mlp", "--quiet"]
+QUICK = ["--model", "mlp"]
 
 
 def start(program, *arguments):
@@ -224,3 +224,14 @@ def test_killed_twenty_times_a_run_ends_the_same_bit_for_bit(undisturbed, tmp_pa
 def test_bench_prints_ratios():
   output = run("bench", "--suite", "train", "--rounds", 1)
   assert len(re.findall(r"^\| \w.*\| \d+\.\d+ \|", output, re.MULTILINE)) == 2
+
+
+@pytest.mark.soak
+def test_the_defaults_reach_98_percent_over_five_seeds(tmp_path):
+  accuracies = []
+  for seed in range(5):
+    run("train", "--seed", seed, "--out", tmp_path, "--name", seed)
+    result = json.loads((tmp_path / str(seed) / "result.json").read_text())
+    assert result["seconds"] < 120
+    accuracies.append(result["final"]["test/accuracy"])
+  assert np.mean(accuracies) >= 0.98
