@@ -90,6 +90,11 @@ def static_arguments(factory: Callable[..., Any]) -> tuple[str, ...]:
   return tuple(p.name for p in parameters if "float" not in str(p.annotation))
 
 
+def stacked(trees: list[Any]) -> Any:
+  """Trees of one structure as one tree, with a new first axis."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
 def types_of(tree: Any) -> Any:
   """Structure, shapes, dtypes and weak types of a tree."""
   leaves, structure = jax.tree.flatten(tree)
@@ -132,8 +137,8 @@ def differs(first: Any, second: Any) -> bool:
 
 def _case(row: Row, check: Check, file: str) -> Any:
   marks: list[Any] = [pytest.mark.xdist_group("devices" if check.devices else row.spec)]
-  if not check.core and entry_of(row).file not in tiers.changed_files():
-    marks.append(pytest.mark.full)
+  if not check.core:
+    marks += tiers.unless_changed(entry_of(row).file)
   if check.name in row.xfail:
     marks.append(pytest.mark.xfail(reason=row.xfail[check.name], strict=True))
   return pytest.param(row, check, marks=marks, id=f"{file}-{row.spec}-{check.name}")

@@ -32,6 +32,11 @@ def runs(item: pytest.Item) -> bool:
   return current() == "all" or item.get_closest_marker("full") is None
 
 
+def unless_changed(file: str) -> list[pytest.MarkDecorator]:
+  """The marks of a test that core runs only while `file` differs."""
+  return [] if file in changed_files() else [pytest.mark.full]
+
+
 @functools.cache
 def changed_files() -> frozenset[str]:
   """Files that differ from where this work began, as paths from the root; none without git.

@@ -13,7 +13,7 @@ ROWS = [
     },
   ),
   OptimizerRow(
-    "optimistic_omd(0.1)",
+    "optimistic_omd(0.1, mirror=euclidean())",
     limits=(("optimistic_omd(0)", "set_to_zero()"),),
     bad={
       "optimistic_omd(-1)": "learning_rate must be at least 0, got -1",
