@@ -24,6 +24,7 @@ OBJECTIVE = "objective"
 LOSS_TRANSFORM = "loss transform"
 BATCH_TRANSFORM = "batch transform"
 LOSS = "loss"
+SCHEDULE = "schedule"
 OTHER = "function"
 
 _KIND_OF_RETURN = {
@@ -32,7 +33,7 @@ _KIND_OF_RETURN = {
   "Objective": OBJECTIVE,
   "LossTransform": LOSS_TRANSFORM,
   "BatchTransform": BATCH_TRANSFORM,
-  "Schedule": "schedule",
+  "Schedule": SCHEDULE,
   "Compressor": "compressor",
   "Aggregator": "aggregator",
   "MirrorMap": "mirror map",

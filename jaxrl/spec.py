@@ -15,6 +15,7 @@ a learning rate is inside, get zero updates.
 """
 
 import ast
+import collections.abc
 import difflib
 import functools
 import importlib
@@ -22,6 +23,7 @@ import inspect
 import math
 import operator
 import types
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -36,6 +38,7 @@ from .catalogue import (
   LOSS,
   OTHER,
   PACKAGES,
+  SCHEDULE,
   Entry,
   catalogue,
 )
@@ -43,11 +46,12 @@ from .catalogue import (
 NAMES = ("num_examples", "num_classes", "num_groups", "steps", "epochs")
 REPLACEMENTS = ("sam", "squared_error")
 
-_MAX_LENGTH = 4000
+_MAX_LENGTH = 2000
 _MAX_DEPTH = 100
 _MAX_NUMBER = 1e100
 
 _OPTAX = ("optax", "optax.contrib", "optax.losses", "optax.schedules", "optax.transforms")
+_VALUE = "value"
 _ARITHMETIC = {
   ast.Add: operator.add,
   ast.Sub: operator.sub,
@@ -106,7 +110,8 @@ def objective(
     >>> import jax, jax.numpy as jnp
     >>> made = objective("0.5 * softmax_cross_entropy()")
     >>> batch = {"inputs": jnp.zeros((1, 2)), "labels": jnp.array([[1.0, 0.0]])}
-    >>> (term,), _, _ = made.apply(made.init(jax.random.key(0)), jnp.exp, batch, None)
+    >>> key = jax.random.key(0)
+    >>> (term,), _, _ = made.apply(made.init(key), jnp.exp, batch, key)
     >>> print(f"{term.values[0]:.4f}")  # log(2) / 2
     0.3466
   """
@@ -232,7 +237,7 @@ class _Reader:
         if parameter.default is parameter.empty and name in self._names and name not in given
       }
       known = known if function.ours else {}
-      function.signature.bind(*args, **kwargs, **known)
+      _check_numbers(function.signature.bind(*args, **kwargs, **known))
     except TypeError as error:
       arrays = ", its arrays come from batch and model" if function.kind == LOSS else ""
       raise SpecError(f"{error}: {function.shown}{arrays}") from error
@@ -270,10 +275,20 @@ def _optax_functions() -> dict[str, Callable[..., Any]]:
   functions: dict[str, Callable[..., Any]] = {}
   for module in _OPTAX:
     for name, value in vars(importlib.import_module(module)).items():
-      if isinstance(value, types.FunctionType | functools.partial) and not name.startswith("_"):
+      if _is_public_function(name, value):
         functions[f"{module}.{name}"] = value
         functions.setdefault(name, value)
   return functions
+
+
+def _is_public_function(name: str, value: Any) -> bool:
+  """Functions of optax itself; what it re-exports from its `tree_utils` works on arrays."""
+  function = value.func if isinstance(value, functools.partial) else value
+  return (
+    isinstance(function, types.FunctionType)
+    and not name.startswith("_")
+    and not function.__module__.startswith("optax.tree_utils")
+  )
 
 
 def _optax_function(name: str) -> _Function:
@@ -283,7 +298,17 @@ def _optax_function(name: str) -> _Function:
   shown = name + quoted(str(inspect.Signature(bare)))
   if {"logits", "labels"} & {p.name for p in bare if p.kind != p.KEYWORD_ONLY}:
     return _Function(LOSS, call, _hyper_parameters(name, signature), shown)
-  return _Function("value", call, signature, shown)
+  if not _makes_something(signature.return_annotation):
+    raise SpecError(f"{shown} returns arrays: it cannot stand in a spec")
+  kind = SCHEDULE if signature.return_annotation == optax.Schedule else _VALUE
+  return _Function(kind, call, signature, shown)
+
+
+def _makes_something(returned: Any) -> bool:
+  """Whether an annotation of optax is missing, a function or a gradient transformation."""
+  if isinstance(returned, type):
+    return returned is inspect.Signature.empty or issubclass(returned, optax.GradientTransformation)
+  return typing.get_origin(returned) is collections.abc.Callable
 
 
 def _hyper_parameters(name: str, signature: inspect.Signature) -> inspect.Signature:
@@ -295,6 +320,32 @@ def _hyper_parameters(name: str, signature: inspect.Signature) -> inspect.Signat
     raise SpecError(f"{name} cannot stand in a spec: nothing gives it {', '.join(foreign)}")
   rest = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p not in arrays]
   return inspect.Signature(rest)
+
+
+def _check_numbers(bound: inspect.BoundArguments) -> None:
+  """Raises TypeError where text, a list or a method stands for a number; few functions look."""
+  for name, value in bound.arguments.items():
+    parameter = bound.signature.parameters[name]
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if not variadic and _is_no_number(value) and _takes_only_numbers(parameter.annotation):
+      raise TypeError(f"{name} takes a number; {_compose.described(value)}")
+
+
+def _is_no_number(value: Any) -> bool:
+  if isinstance(value, Part):
+    return value.kind not in (SCHEDULE, _VALUE)
+  return isinstance(value, str | list | tuple | dict)
+
+
+def _takes_only_numbers(annotation: Any) -> bool:
+  """Whether all that `annotation` allows are numbers, arrays and schedules."""
+  is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+  allowed = typing.get_args(annotation) if is_union else (annotation,)
+  return bool({int, float} & {*allowed}) and all(
+    typing.get_origin(kind) is collections.abc.Callable
+    or (isinstance(kind, type) and not issubclass(kind, str | list | tuple | dict))
+    for kind in allowed
+  )
 
 
 def _made(
