@@ -46,8 +46,8 @@ class Entry(NamedTuple):
 
   `kind` is read from the signature: the last part of the return annotation, else `loss`
   where a positional argument has a glossary name, else `function`, which cannot stand in a
-  spec. `identifiers` are the names, attributes, arguments and string keys that the function
-  uses, together with the functions of its file that it calls.
+  spec. `identifiers` are the names, arguments, attributes (`oracle.lift`) and one-word strings in
+  the function and in the functions of its file that it calls.
   """
 
   name: str
@@ -164,8 +164,10 @@ def _names_in(function: ast.FunctionDef) -> list[str]:
   names = []
   for node in ast.walk(function):
     match node:
-      case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+      case ast.Name(id=name) | ast.arg(arg=name):
         names.append(name)
-      case ast.Subscript(slice=ast.Constant(value=str(name))):
+      case ast.Attribute(value=ast.Name(id=owner), attr=name):
+        names.append(f"{owner}.{name}")
+      case ast.Constant(value=str(name)) if name.isidentifier():
         names.append(name)
   return names
