@@ -62,8 +62,8 @@ class Entry(NamedTuple):
 
 
 @functools.cache
-def catalogue(packages: Sequence[str] = PACKAGES) -> tuple[Entry, ...]:
-  """The public functions of `packages` (a tuple), sorted by file.
+def catalogue(packages: tuple[str, ...] = PACKAGES) -> tuple[Entry, ...]:
+  """The public functions of `packages`, sorted by file.
 
   Files and functions whose names begin with `_` are private, and `eval_params` belongs to
   the method of its file.
@@ -81,7 +81,7 @@ def catalogue(packages: Sequence[str] = PACKAGES) -> tuple[Entry, ...]:
 def duplicates(packages: Sequence[str] = PACKAGES) -> dict[str, list[str]]:
   """Names that stand in several files, with the files. There should be none."""
   files: dict[str, list[str]] = {}
-  for entry in catalogue(packages):
+  for entry in catalogue(tuple(packages)):
     files.setdefault(entry.name, []).append(entry.file)
   return {name: found for name, found in files.items() if len(found) > 1}
 
