@@ -1,4 +1,4 @@
-"""What scripts share that run a paper's own PyTorch code, on a CPU and in float64.
+"""What scripts share that run other people's code, on a CPU and in float64.
 
 Each is called as `python tests/values/<name>.py CHECKOUT`, in an environment made from
 requirements-oracles.txt. CHECKOUT is a clone of the repository that the script names, at the
