@@ -35,6 +35,16 @@ class Losses(NamedTuple):
   norm: jax.Array
 
 
+class PerWorker(NamedTuple):
+  """State that differs between the workers of a step with local gradients.
+
+  Methods see their own worker's values. Between steps every leaf has a leading axis over
+  the workers, and is sharded over it.
+  """
+
+  tree: Any
+
+
 class Objective(NamedTuple):
   """What a train step minimises.
 
@@ -66,9 +76,13 @@ def total(terms: Sequence[Losses]) -> jax.Array:
 
 
 def sums(term: Losses) -> tuple[jax.Array, jax.Array]:
-  """Numerator and denominator of one term."""
+  """Numerator and denominator of one term.
+
+  Where each worker sees a part of the batch, the numerator is the worker's and the
+  denominator that of the whole batch.
+  """
   weights, norm = jax.lax.stop_gradient((term.weights, term.norm))
-  return reduce.weighted_sum(term.values, weights), reduce.batch_sum(norm)
+  return jnp.sum(reduce.weighted(term.values, weights)), reduce.batch_sum(norm)
 
 
 def _mean(term: Losses) -> jax.Array:

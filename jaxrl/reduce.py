@@ -1,17 +1,69 @@
-"""Weighted sums and means over the examples of a batch: the one reduction of every loss."""
+"""Weighted sums and means over the examples of a batch: the one reduction of every loss.
+
+Every statistic goes through here, so that it is one of the whole batch also where each
+worker sees a part of it: within `over(axis_name)` sums are added up over the workers.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+_axis_name: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis_name", default=None)
+
+
+@contextlib.contextmanager
+def over(axis_name: str | None) -> Iterator[None]:
+  """Makes the sums traced within it global over the workers along `axis_name`."""
+  token = _axis_name.set(axis_name)
+  try:
+    yield
+  finally:
+    _axis_name.reset(token)
+
+
+def all_workers(total: jax.Array) -> jax.Array:
+  """A worker's part of a sum, added up over all workers."""
+  axis_name = _axis_name.get()
+  return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+def all_rows(rows: jax.Array) -> jax.Array:
+  """The rows `[B, ...]` of the whole batch, from each worker's part of them."""
+  axis_name = _axis_name.get()
+  if axis_name is None:
+    return rows
+  return jax.lax.all_gather(rows, axis_name, tiled=True, to="invarying")
+
+
+def worker_mean(tree: Any) -> Any:
+  """The floats that differ between the workers, averaged over them; the rest as it is."""
+  axis_name = _axis_name.get()
+
+  def mean(x):
+    differs = axis_name in jax.typeof(x).manual_axis_type.varying
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.lax.pmean(x, axis_name) if differs and is_float else x
+
+  return tree if axis_name is None else jax.tree.map(mean, tree)
+
 
 def batch_sum(values: jax.Array) -> jax.Array:
-  """The sum of `values` over the whole batch. Every statistic of a loss goes through here."""
-  return jnp.sum(values)
+  """The sum of `values` over the whole batch."""
+  return all_workers(jnp.sum(values))
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
   """sum_i w_i v_i, where values at weight 0 don't count even if they are not finite."""
-  return batch_sum(weights * jnp.where(weights == 0, 0, values))
+  return batch_sum(weighted(values, weights))
+
+
+def weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """w_i v_i, and 0 at weight 0 even where the value is not finite."""
+  return weights * jnp.where(weights == 0, 0, values)
 
 
 def ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:
@@ -26,5 +78,5 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def group_sums(values: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
-  """The sums of `values [B]` within each group: `[num_groups]`."""
-  return jax.ops.segment_sum(values, group, num_segments=num_groups)
+  """The sums of `values [B]` within each group, over the whole batch: `[num_groups]`."""
+  return all_workers(jax.ops.segment_sum(values, group, num_segments=num_groups))

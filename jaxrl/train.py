@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import check, oracle, reduce
+from . import check, oracle, parallel, reduce
 from .metrics import collect_metrics
 from .models import Model
 
@@ -46,6 +46,7 @@ def make_train(
   steps_per_epoch: int = 1,
   micro_batches: int = 1,
   compute_dtype: Any = jnp.float32,
+  axis_name: str | None = None,
 ) -> Train:
   """Puts a model, an objective and an optimizer together.
 
@@ -59,6 +60,8 @@ def make_train(
       result is that of the whole batch, the memory that of a part.
     compute_dtype: dtype of the forward pass (`bfloat16` for mixed precision); parameters,
       losses and optimizer stay in their own.
+    axis_name: makes `step` that of one worker, with local gradients, to be run by
+      `jaxrl.parallel.per_worker_step`; `None` for one device, or a step that XLA partitions.
 
   Raises:
     ValueError: `micro_batches` or `steps_per_epoch` is not a positive whole number.
@@ -83,14 +86,24 @@ def make_train(
     return jax.tree.map(_strong, state)
 
   def step(state, batch):
+    with reduce.over(axis_name):
+      return step_on_batch(state, batch)
+
+  def step_on_batch(state, batch):
     batch = {**batch, "epoch": state.step // steps_per_epoch}
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    key = key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     problem = _Problem(run, objective, state, batch, key)
     if micro_batches == 1:
       loss_at = functools.partial(_whole, problem)
     else:
       loss_at = functools.partial(_in_parts, problem, micro_batches)
-    (value, after), gradient = jax.value_and_grad(loss_at, has_aux=True)(state.params)
+    own_params = state.params
+    if axis_name is not None:
+      loss_at = _of_one_worker(loss_at, axis_name)
+      own_params = parallel.vary(state.params, axis_name)
+    (value, after), gradient = jax.value_and_grad(loss_at, has_aux=True)(own_params)
+    value, metrics = reduce.worker_mean((value, after.metrics))
     updates, optimizer_state = optimizer.update(
       gradient,
       state.optimizer,
@@ -102,7 +115,7 @@ def make_train(
     params = optax.apply_updates(state.params, updates)
     metrics = {
       "loss": value,
-      **after.metrics,
+      **metrics,
       **collect_metrics((after.objective, optimizer_state)),
       "first_bad_leaf": _first_bad_leaf(params),
     }
@@ -206,6 +219,20 @@ def accumulate(
   return loss(params)
 
 
+def _of_one_worker(loss_at: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
+  """The worker's own loss, whose mean over the workers is the loss of the whole batch.
+
+  Summed over the workers it would be that loss; its local gradient times the number of
+  workers is what a worker holds for the mean.
+  """
+
+  def scaled(params):
+    value, after = loss_at(parallel.local_or_mean_grads(params, axis_name))
+    return parallel.size(axis_name) * value, after
+
+  return scaled
+
+
 class _After(NamedTuple):
   """What an evaluation at the step's parameters leaves behind."""
 
@@ -264,6 +291,7 @@ def _sums(problem: _Problem, params: Any, carry: Any, batch: oracle.Batch, key: 
   accuracy_sums = {}
   if calls:
     outputs, model_state = jax.lax.stop_gradient((calls[0].outputs, calls[0].after))
+    model_state = reduce.worker_mean(model_state)
     accuracy_sums = _accuracy_sums(oracle.named_outputs(outputs), batch)
   return (a, b), ((objective_state, model_state), (accuracy_sums, metrics))
 

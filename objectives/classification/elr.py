@@ -111,9 +111,10 @@ def _moved(
   rate: float,
 ) -> jax.Array:
   """The memory, its rows at `index` moved by `rate` towards the predictions; a constant."""
-  beliefs = probabilities / jnp.sum(probabilities, axis=-1, keepdims=True)
   weights = jnp.ones(index.shape) if mask is None else mask
-  copies = reduce.group_sums(weights, index, len(memory))
+  index, probabilities, weights = map(reduce.all_rows, (index, probabilities, weights))
+  beliefs = probabilities / jnp.sum(probabilities, axis=-1, keepdims=True)
+  copies = jax.ops.segment_sum(weights, index, num_segments=len(memory))
   share = reduce.ratio(weights, copies[index])[:, None]
   step = rate * share * (beliefs - memory[index])
   step = jnp.where(share > 0, step, 0).astype(memory.dtype)

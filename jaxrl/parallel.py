@@ -1,0 +1,206 @@
+"""Many devices: meshes, shardings, and what crosses between the workers of a step.
+
+A worker is one position along a mesh axis that splits the batch. With global gradients XLA
+partitions the step and nothing here is seen by a method. With local gradients the step runs
+once a worker, inside `shard_map(check_vma=True)`, and methods with an `axis_name` exchange
+what they choose to.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from .oracle import PerWorker
+
+AxisName: TypeAlias = str | tuple[str, ...]
+
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes that split the batch; `fsdp` splits parameters and optimizer state as well."""
+
+
+def make_mesh(text: str) -> Mesh:
+  """The mesh that `data=4,fsdp=2` describes, over all devices, with Auto axes.
+
+  Raises:
+    ValueError: the text does not read so, or the sizes don't multiply to the devices.
+  """
+  sizes = {}
+  for part in text.split(","):
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d*)\s*", part)
+    if match is None or match[1] not in BATCH_AXES or match[1] in sizes:
+      raise ValueError(f"mesh must read like data=4,fsdp=2, got {text!r}")
+    sizes[match[1]] = int(match[2])
+  if math.prod(sizes.values()) != jax.device_count():
+    raise ValueError(
+      f"mesh must have as many places as devices, {jax.device_count()}, got {text!r}"
+    )
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
+
+
+def check_mesh(mesh: Mesh) -> None:
+  """ValueError for a mesh with Explicit axes, which no step here is written for."""
+  explicit = [
+    n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t != AxisType.Auto
+  ]
+  if explicit:
+    raise ValueError(f"mesh axes must be Auto, as jaxrl.parallel.make_mesh makes them: {explicit}")
+
+
+def state_shardings(state: Any, mesh: Mesh, axis_name: str | None = None) -> Any:
+  """How a train state lies on the mesh.
+
+  A leaf whose first axis the size of `fsdp` divides is split over it; a `PerWorker` leaf is
+  split over `axis_name`; all else is replicated.
+  """
+  check_mesh(mesh)
+
+  def of_leaf(leaf, front=()):
+    shape, fsdp = np.shape(leaf)[len(front) :], mesh.shape.get("fsdp", 1)
+    split = fsdp > 1 and bool(shape) and shape[0] > 0 and shape[0] % fsdp == 0
+    return NamedSharding(mesh, PartitionSpec(*front, *(("fsdp",) if split else ())))
+
+  def of_node(node):
+    if isinstance(node, PerWorker):
+      return jax.tree.map(lambda leaf: of_leaf(leaf, (axis_name,)), node)
+    return of_leaf(node)
+
+  return jax.tree.map(of_node, state, is_leaf=_is_per_worker)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Examples split over every axis of the mesh."""
+  check_mesh(mesh)
+  return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def with_worker_axis(state: Any, workers: int) -> Any:
+  """The state with every `PerWorker` leaf repeated along a new leading axis."""
+
+  def repeat(leaf):
+    return jnp.broadcast_to(leaf, (workers, *jnp.shape(leaf)))
+
+  return _map_per_worker(repeat, state)
+
+
+def per_worker_step(
+  step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, axis_name: str
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+  """`step` run once a worker along `axis_name`, on the worker's own part of the batch.
+
+  `PerWorker` leaves lose their worker axis inside; everything else must come out equal on
+  all workers, which `check_vma` proves when the step is traced.
+  """
+  check_mesh(mesh)
+
+  def on_worker(state, batch):
+    state, metrics = step(_map_per_worker(lambda leaf: leaf[0], state), batch)
+    return _map_per_worker(lambda leaf: leaf[None], state), metrics
+
+  def specs_of(state):
+    def of_node(node):
+      spec = PartitionSpec(axis_name) if _is_per_worker(node) else PartitionSpec()
+      return jax.tree.map(lambda _: spec, node)
+
+    return jax.tree.map(of_node, state, is_leaf=_is_per_worker)
+
+  def run(state, batch):
+    specs = specs_of(state)
+    sharded = jax.shard_map(
+      on_worker,
+      mesh=mesh,
+      in_specs=(specs, PartitionSpec(axis_name)),
+      out_specs=(specs, PartitionSpec()),
+      axis_names={axis_name},
+      check_vma=True,
+    )
+    return sharded(state, batch)
+
+  return run
+
+
+def gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  """`x` of all workers along a new first axis, the same on each of them.
+
+  Works under `shard_map`, `pmap` and `vmap(axis_name=...)`.
+  """
+  if _in_shard_map(axis_name):
+    return jax.lax.all_gather(x, axis_name, to="invarying")
+  return jax.lax.all_gather(x, axis_name)
+
+
+def vary(tree: Any, axis_name: AxisName) -> Any:
+  """The same values, typed as each worker's own, so that their gradients stay local."""
+  if not _in_shard_map(axis_name):
+    return tree
+
+  def cast(x):
+    missing = tuple(name for name in _names(axis_name) if name not in _varying(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+  return jax.tree.map(cast, tree)
+
+
+def local_or_mean_grads(tree: Any, axis_name: AxisName) -> Any:
+  """Parameters for a worker's loss: own values keep local gradients, shared ones get the mean.
+
+  The gradient at a point that all workers share is a shared quantity, the mean of the local
+  ones; at a point of a worker's own it is that worker's.
+  """
+  own = set(_names(axis_name))
+  shared = jax.tree.map(lambda x: not own <= _varying(x), tree)
+  return jax.tree.map(lambda x, s: mean_grads(x, axis_name) if s else x, tree, shared)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def mean_grads(tree: Any, axis_name: AxisName) -> Any:
+  """The identity, whose gradients are averaged over the workers.
+
+  Under `pmap`, where gradients are local, this makes `grad(loss)` global.
+  """
+  return vary(tree, axis_name)
+
+
+def _mean_grads_forward(tree, axis_name):
+  return vary(tree, axis_name), None
+
+
+def _mean_grads_backward(axis_name, _, cotangents):
+  return (jax.lax.pmean(cotangents, axis_name),)
+
+
+mean_grads.defvjp(_mean_grads_forward, _mean_grads_backward)
+
+
+def size(axis_name: AxisName) -> int:
+  """The number of workers."""
+  return math.prod(jax.lax.axis_size(name) for name in _names(axis_name))
+
+
+def _names(axis_name: AxisName) -> tuple[str, ...]:
+  return (axis_name,) if isinstance(axis_name, str) else axis_name
+
+
+def _in_shard_map(axis_name: AxisName) -> bool:
+  return set(_names(axis_name)) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _varying(x: Any) -> frozenset[str]:
+  return jax.typeof(x).manual_axis_type.varying
+
+
+def _is_per_worker(node: Any) -> bool:
+  return isinstance(node, PerWorker)
+
+
+def _map_per_worker(function: Callable[[Any], Any], tree: Any) -> Any:
+  def of_node(node):
+    return jax.tree.map(function, node) if _is_per_worker(node) else node
+
+  return jax.tree.map(of_node, tree, is_leaf=_is_per_worker)
