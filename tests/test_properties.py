@@ -169,6 +169,30 @@ def test_a_faulty_optimizer_is_found(check, factory):
     _assert_found(optimizer_properties, row, check)
 
 
+class Noise(NamedTuple):
+  seed: jax.Array
+  count: jax.Array
+
+
+def noise(rho):
+  """Random as DESIGN wants it: an int32 seed in the state, folded with the count."""
+
+  def update(updates, state, params=None, **extras):
+    key = jax.random.fold_in(jax.random.key(state.seed), state.count)
+    noisy = jax.tree.map(lambda u: u + rho * jax.random.normal(key, u.shape, u.dtype), updates)
+    return noisy, state._replace(count=state.count + 1)
+
+  zero = jnp.zeros([], jnp.int32)
+  return optax.GradientTransformationExtraArgs(lambda params: Noise(zero, zero), update)
+
+
+@pytest.mark.parametrize("check", ["deterministic", "vmap_is_loop", "sharded"])
+def test_a_random_optimizer_passes(check):
+  row = OptimizerRow("sam(rho=0.05) | sgd(0.1)", method="sam")
+  with wrapped(entry_of(row), lambda original, rho=0.05, eps=0: noise(rho)):
+    _check(optimizer_properties, check)(optimizer_properties.Bench(row))
+
+
 def naive(logits, labels):
   return jnp.sum(-jnp.log(1 - jax.nn.softmax(logits)), axis=1)
 
@@ -256,6 +280,9 @@ def test_a_faulty_loss_transform_is_found(check, update):
 
 
 def _assert_found(properties, row, check):
-  run = next(each.run for each in properties.checks if each.name == check)
   with pytest.raises((Exception, pytest.fail.Exception)):  # JAX's own errors, too
-    run(properties.Bench(row))
+    _check(properties, check)(properties.Bench(row))
+
+
+def _check(properties, name):
+  return next(check.run for check in properties.checks if check.name == name)
