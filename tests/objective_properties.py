@@ -306,8 +306,6 @@ def numerical_gradient(bench: Bench) -> None:
 @checks()
 def micro_batches(bench: Bench) -> None:
   """Sums over micro-batches, the state passing through in order, give the whole batch's result."""
-  if bench.row.batch == "whole":
-    pytest.xfail(bench.row.why)
   size = glossary.SIZES["B"] // 4
   evaluate = quick_jit(bench.by_eager)
   state, totals = bench.state, None

@@ -15,7 +15,7 @@ import optax
 import orbax.checkpoint
 import pytest
 
-from jaxrl import oracle, spec
+from jaxrl import oracle, parallel, spec
 from tests import problem
 from tests.cases import OptimizerRow
 from tests.properties import (
@@ -94,8 +94,12 @@ class Bench:
 
 def step_of(optimizer: Any, carry: Carry, batch: problem.Data) -> tuple[Carry, Result]:
   """One step as the train step takes it: extras are value, grad and value_fn."""
+  return step_with(optimizer, carry, problem.oracle(carry.params, batch))
+
+
+def step_with(optimizer: Any, carry: Carry, value_fn: oracle.Oracle) -> tuple[Carry, Result]:
+  """One step, the loss being `value_fn`."""
   state, params = carry
-  value_fn = problem.oracle(params, batch)
   value, grad = jax.value_and_grad(value_fn)(params)
   updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
   return Carry(state, optax.apply_updates(params, updates)), Result(updates, value)
@@ -417,6 +421,32 @@ def sharded(bench: Bench) -> None:
   assert_close(updates_of(done), updates_of(bench.reference[:3]), 10 * bench.row.tolerance)
 
 
+@checks(devices=True)
+def pmapped(bench: Bench) -> None:
+  """Under `pmap`, with one example a worker and averaged gradients, steps are those of one device.
+
+  What an Oracle shows besides the loss is then the worker's own.
+  """
+
+  def step(carry, batch):
+    local = problem.oracle(carry.params, batch)
+
+    def loss(params):
+      return jax.lax.pmean(local(parallel.mean_grads(params, "workers")), "workers")
+
+    value_fn = oracle.Oracle(
+      loss, carry.params, outputs=local.outputs, loss_of=local.loss_of, losses=local.losses
+    )
+    return step_with(bench.optimizer, carry, value_fn)
+
+  maps, targets = jax.tree.map(lambda leaf: leaf[:, None], (bench.data.maps, bench.data.targets))
+  batch = problem.Data(maps, targets, jnp.full(len(targets), bench.data.scale))
+  by_worker = quick_jit(jax.pmap(step, axis_name="workers"))
+  done = run(lambda carry: by_worker(carry, batch), stacked([bench.start] * len(targets)), 3)
+  expected = [stacked([updates] * len(targets)) for updates in updates_of(bench.reference[:3])]
+  assert_close(updates_of(done), expected, 10 * bench.row.tolerance)
+
+
 @contextlib.contextmanager
 def count_evaluations(model: Any) -> Iterator[tuple[Any, list[None]]]:
   """`model` and a list that grows by one whenever it is run (not when it is traced)."""
@@ -439,8 +469,4 @@ def _step_on_part(optimizer: Any, carry: Carry, rest: Any, batch: problem.Data) 
     loss_of=whole.loss_of,
     losses=lambda part: whole.losses({**part, **rest}),
   )
-  value, grad = jax.value_and_grad(value_fn)(carry.params)
-  updates, state = optimizer.update(
-    grad, carry.state, carry.params, value=value, grad=grad, value_fn=value_fn
-  )
-  return Carry(state, optax.apply_updates(carry.params, updates)), Result(updates, value)
+  return step_with(optimizer, carry, value_fn)

@@ -53,7 +53,7 @@ def outputs_of(params: Any, batch: Data) -> jax.Array:
   """The model's outputs, `[EXAMPLES, OUTPUTS]`."""
   parts = jax.tree.map(lambda m, p: jnp.tensordot(m, p, axes=jnp.ndim(p)), batch.maps, params)
   linear = sum(jax.tree.leaves(parts), start=jnp.zeros((), jnp.bfloat16))
-  return jnp.broadcast_to(linear + 0.3 * jnp.tanh(linear), (EXAMPLES, OUTPUTS))
+  return jnp.broadcast_to(linear + 0.3 * jnp.tanh(linear), batch.targets.shape)
 
 
 def oracle(

@@ -154,8 +154,8 @@ def _case(row: Row, check: Check, file: str) -> Any:
   marks: list[Any] = [pytest.mark.xdist_group("devices" if check.devices else row.spec)]
   if not check.core:
     marks += tiers.unless_changed(entry_of(row).file)
-  if check.name in row.xfail:
-    marks.append(pytest.mark.xfail(reason=row.xfail[check.name], strict=True))
+  if check.name in row.must_fail:
+    marks.append(pytest.mark.xfail(reason=row.must_fail[check.name], strict=True))
   return pytest.param(row, check, marks=marks, id=f"{file}-{row.spec}-{check.name}")
 
 

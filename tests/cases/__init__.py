@@ -54,6 +54,11 @@ class _Row:
   xfail: Mapping[str, str] = dataclasses.field(default_factory=dict)
   tolerance: float = 1.0
 
+  @property
+  def must_fail(self) -> Mapping[str, str]:
+    """Checks that must fail, each with the reason."""
+    return self.xfail
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OptimizerRow(_Row):
@@ -62,7 +67,8 @@ class OptimizerRow(_Row):
   Attributes:
     evaluations: evaluations of the model per step beyond the incoming gradient.
     params: domain of the parameters: any numbers, or positive with last axes that sum to 1.
-    workers: `matter` if the result depends on how many workers share the batch.
+    workers: `matter` if updates under `pmap` are not those of one device, as where a method
+      uses the outputs, which are a worker's own.
     falls: whether the loss falls on the test problem within 50 steps.
   """
 
@@ -70,6 +76,11 @@ class OptimizerRow(_Row):
   params: Literal["any", "simplex"] = "any"
   workers: Literal["any", "matter"] = "any"
   falls: bool = True
+
+  @property
+  def must_fail(self) -> Mapping[str, str]:
+    """Checks that must fail, each with the reason."""
+    return {**self.xfail, "pmapped": self.why} if self.workers == "matter" else self.xfail
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +94,11 @@ class ObjectiveRow(_Row):
 
   batch: Literal["micro", "whole"] = "micro"
   stopped: tuple[str, ...] = ()
+
+  @property
+  def must_fail(self) -> Mapping[str, str]:
+    """Checks that must fail, each with the reason."""
+    return {**self.xfail, "micro_batches": self.why} if self.batch == "whole" else self.xfail
 
 
 Row = OptimizerRow | ObjectiveRow

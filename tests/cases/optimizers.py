@@ -24,6 +24,8 @@ ROWS = [
   OptimizerRow(
     "egn(0.5)",
     evaluations=1,
+    workers="matter",
+    why="each worker's curvature is that of its own outputs",
     limits=(("egn(0)", "set_to_zero()"),),
     bad={
       "egn(-1)": "learning_rate must be at least 0, got -1",
