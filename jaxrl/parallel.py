@@ -9,8 +9,8 @@ what they choose to.
 import functools
 import math
 import re
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from .oracle import PerWorker
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "group", "fsdp")
 """Mesh axes that split the batch; `fsdp` splits parameters and optimizer state as well."""
 
 
@@ -80,6 +80,67 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
+class Program(NamedTuple):
+  """The functions of a run, laid out on the devices.
+
+  Attributes:
+    init: `init(seed)`, the first state.
+    abstract_state: its shapes, dtypes and shardings.
+    step: `step(state, batch)`, jitted, the state donated.
+    evaluate: `evaluate(state, batch)`, jitted.
+    place: puts this process's part of a batch of NumPy arrays on its devices.
+    places: the number of parts in which a batch is cut.
+  """
+
+  init: Callable[[int], Any]
+  abstract_state: Any
+  step: Any
+  evaluate: Any
+  place: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
+  places: int
+
+
+def lay_out(train: Any, mesh: Mesh | None, axis_name: str | None, seed: int) -> Program:
+  """A `jaxrl.train.Train` on one device (no mesh), over a mesh, or once a worker.
+
+  Args:
+    train: its functions.
+    mesh: of all devices, with Auto axes; `None` for one device.
+    axis_name: the mesh axis over which `train` was made for workers, if it was.
+    seed: any seed, for shapes.
+  """
+  if mesh is None:
+    shapes = jax.eval_shape(train.init, seed)
+    step = jax.jit(train.step, donate_argnums=0)
+    return Program(jax.jit(train.init), shapes, step, jax.jit(train.evaluate), lambda b: b, 1)
+  init, step = train.init, train.step
+  if axis_name is not None:
+    init = lambda seed: with_worker_axis(train.init(seed), mesh.shape[axis_name])  # noqa: E731
+    step = per_worker_step(train.step, mesh, axis_name)
+  shapes = jax.eval_shape(init, seed)
+  states, batches = state_shardings(shapes, mesh, axis_name), batch_sharding(mesh)
+  scalars = NamedSharding(mesh, PartitionSpec())
+
+  def place(batch):
+    put = functools.partial(jax.make_array_from_process_local_data, batches)
+    return {name: put(array) for name, array in batch.items()}
+
+  return Program(
+    jax.jit(init, out_shardings=states),
+    jax.tree.map(_with_sharding, shapes, states),
+    jax.jit(
+      step, in_shardings=(states, batches), out_shardings=(states, scalars), donate_argnums=0
+    ),
+    jax.jit(train.evaluate, in_shardings=(states, batches), out_shardings=scalars),
+    place,
+    mesh.size,
+  )
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
 def with_worker_axis(state: Any, workers: int) -> Any:
   """The state with every `PerWorker` leaf repeated along a new leading axis."""
 
@@ -90,7 +151,7 @@ def with_worker_axis(state: Any, workers: int) -> Any:
 
 
 def per_worker_step(
-  step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, axis_name: str
+  step: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, axis_name: AxisName
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
   """`step` run once a worker along `axis_name`, on the worker's own part of the batch.
 
@@ -117,7 +178,7 @@ def per_worker_step(
       mesh=mesh,
       in_specs=(specs, PartitionSpec(axis_name)),
       out_specs=(specs, PartitionSpec()),
-      axis_names={axis_name},
+      axis_names=set(_names(axis_name)),
       check_vma=True,
     )
     return sharded(state, batch)
@@ -181,6 +242,17 @@ mean_grads.defvjp(_mean_grads_forward, _mean_grads_backward)
 def size(axis_name: AxisName) -> int:
   """The number of workers."""
   return math.prod(jax.lax.axis_size(name) for name in _names(axis_name))
+
+
+def need_workers(method: str, axis_name: AxisName) -> None:
+  """ValueError where no workers along `axis_name` run the code."""
+  try:
+    size(axis_name)
+  except NameError as error:
+    raise ValueError(
+      f"{method} needs workers along axis_name={axis_name!r}: run its step by "
+      "jaxrl.parallel.per_worker_step"
+    ) from error
 
 
 def _names(axis_name: AxisName) -> tuple[str, ...]:

@@ -121,6 +121,23 @@ def objective(
   return _compose.objective([found])
 
 
+def axis_names(text: str) -> set[str]:
+  """The mesh axes that calls in a spec name as their `axis_name`.
+
+  Example:
+    >>> axis_names("ef21(top_k(0.01), axis_name='data') | sgd(0.1)")
+    {'data'}
+  """
+  calls = [node for node in ast.walk(_parse(text)) if isinstance(node, ast.Call)]
+  values = [word.value for call in calls for word in call.keywords if word.arg == "axis_name"]
+  return {
+    node.value
+    for value in values
+    for node in ast.walk(value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str)
+  }
+
+
 def clashes(packages: Sequence[str] = PACKAGES) -> list[str]:
   """Names of ours that hide a public name of optax and are not in `REPLACEMENTS`."""
   public = {name for module in _OPTAX for name in vars(importlib.import_module(module))}

@@ -10,21 +10,20 @@ import itertools
 import json
 import pathlib
 import sys
-import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NoReturn
 
-import jax
 import jax.numpy as jnp
 import tyro
+from jax.sharding import Mesh
 
-from jaxrl import check, data, models, spec, train
-from jaxrl.checkpoint import CheckpointError, Checkpoints, stop_on_signals
-from jaxrl.metrics import MetricsLog, Progress, plot_curves, table, write_json
+from jaxrl import check, data, models, parallel, spec, train
+from jaxrl.checkpoint import CheckpointError
+from jaxrl.fit import Options, Run, Stopped, fit
+from jaxrl.metrics import table
 
-_EVALUATION_BATCH = 512
 _MATTERS_NOT = (
   "name",
+  "mesh",
   "out",
   "data_dir",
   "checkpoint_every",
@@ -59,6 +58,10 @@ class Config:
   """Parts in which a batch goes through the model, to save memory."""
   precision: Literal["float32", "bfloat16"] = "float32"
   """Of the forward and backward pass; parameters and optimizer stay float32."""
+  mesh: str | None = None
+  """Devices, such as "data=8" or "data=4,fsdp=2"; by default one."""
+  gradients: Literal["global", "local"] | None = None
+  """Of the whole batch or of each worker; by default local for optimizers with an axis_name."""
   patience: int = 0
   """Stop after so many epochs without a better validation metric; 0 never stops early."""
   seed: int = 0
@@ -81,37 +84,6 @@ class Config:
   """Show tracebacks of errors in the configuration."""
 
 
-class Run(NamedTuple):
-  """What a configuration stands for, compiled and ready."""
-
-  config: Config
-  dataset: data.Dataset
-  steps_per_epoch: int
-  init: Callable[[int], train.TrainState]
-  step: Callable[..., tuple[train.TrainState, dict[str, jax.Array]]]
-  evaluate: Callable[..., dict[str, jax.Array]]
-
-  @property
-  def metric(self) -> str:
-    """The metric by which epochs are compared."""
-    return "accuracy" if self.dataset.num_classes else "squared_error"
-
-  @property
-  def ranking(self) -> str:
-    """The logged name of that metric."""
-    return f"validation/{self.metric}"
-
-  @property
-  def higher_is_better(self) -> bool:
-    """Whether more of the metric is better."""
-    return self.metric == "accuracy"
-
-  @property
-  def steps(self) -> int:
-    """The length of the whole run."""
-    return self.config.epochs * self.steps_per_epoch
-
-
 def prepare(config: Config) -> Run:
   """Loads the data, reads the specs and compiles the step.
 
@@ -121,6 +93,13 @@ def prepare(config: Config) -> Run:
   check.whole("epochs", config.epochs, 1)
   check.whole("patience", config.patience, 0)
   check.whole("checkpoint_every", config.checkpoint_every, 0)
+  mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
+  axis_name = _worker_axis(config, mesh)
+  if mesh is not None and config.batch_size % mesh.size:
+    raise ValueError(
+      f"batch_size must be a multiple of the {mesh.size} places of the mesh, "
+      f"got {config.batch_size}"
+    )
   dataset = data.load(config.dataset, config.data_dir)
   split = dataset.splits["train"]
   steps_per_epoch = data.steps_per_epoch(split, config.batch_size)
@@ -142,154 +121,30 @@ def prepare(config: Config) -> Run:
     steps_per_epoch=steps_per_epoch,
     micro_batches=config.micro_batches,
     compute_dtype=jnp.dtype(config.precision),
+    axis_name=axis_name,
   )
-  init = jax.jit(parts.init)
-  step = jax.jit(parts.step, donate_argnums=0)
-  compiled = step.lower(jax.eval_shape(init, config.seed), batch).compile()
-  return Run(config, dataset, steps_per_epoch, init, compiled, jax.jit(parts.evaluate))
+  program = parallel.lay_out(parts, mesh, axis_name, config.seed)
+  compiled = program.step.lower(program.abstract_state, program.place(batch)).compile()
+  fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Options)}
+  return Run(dataset, Options(**fields), program._replace(step=compiled))
 
 
-def fit(run: Run, directory: pathlib.Path) -> dict[str, Any]:
-  """Trains to the end of the run, or to a signal; writes everything under `directory`.
-
-  Returns:
-    What `result.json` holds.
-
-  Raises:
-    CheckpointError: the folder's checkpoints cannot be used for this configuration.
-    FloatingPointError: a parameter is not finite; names step and leaf.
-    Stopped: a signal came; the state is saved.
-  """
-  config = run.config
-  checkpoints = Checkpoints(
-    directory / "checkpoints",
-    _as_json(config),
-    keep=config.keep,
-    best_metric=run.ranking,
-    best_mode="max" if run.higher_is_better else "min",
-    ignore=_MATTERS_NOT,
-  )
-  with checkpoints:
-    restored = checkpoints.restore_latest(jax.eval_shape(run.init, config.seed))
-    state = restored.state if restored else run.init(config.seed)
-    history = History(**restored.extra) if restored else History()
-    start = restored.step if restored else 0
-    write_json(directory / "config.json", _as_json(config))
-    log = MetricsLog(directory, resume_step=start)
-    progress = Progress(run.steps, config.batch_size, start_step=start, show=config.progress)
-    with log, progress:
-      for note in restored.notes if restored else ():
-        progress.say(note)
-      state, history = _steps(run, state, history, checkpoints, log, progress)
-  result = _result(run, state, history)
-  write_json(directory / "result.json", result)
-  plot_curves(directory / "metrics.csv", directory / "curves.png")
-  return result
-
-
-class History(NamedTuple):
-  """What the loop itself must remember over a restart."""
-
-  seconds: float = 0.0
-  epochs: int = 0
-  best: float | None = None
-  best_epoch: int = 0
-
-  def after_epoch(self, value: float, higher_is_better: bool) -> "History":
-    """With the validation metric of one more epoch."""
-    after = self._replace(epochs=self.epochs + 1)
-    better = self.best is None or (value > self.best if higher_is_better else value < self.best)
-    return after._replace(best=value, best_epoch=after.epochs) if better else after
-
-
-class Stopped(Exception):
-  """A signal ended the run; its message says how to go on."""
-
-
-def _steps(
-  run: Run,
-  state: train.TrainState,
-  history: History,
-  checkpoints: Checkpoints,
-  log: MetricsLog,
-  progress: Progress,
-) -> tuple[train.TrainState, History]:
-  """The loop over steps, from wherever `state` is."""
-  config, step, bad_leaf = run.config, int(state.step), -1
-  every = config.checkpoint_every or run.steps_per_epoch
-  split = run.dataset.splits["train"]
-  batches = data.batches(split, config.batch_size, seed=config.seed, start_step=step)
-  clock = _Clock(history.seconds)
-  with stop_on_signals() as stop:
-    while step < run.steps and not _out_of_patience(config, history):
-      # One step late, so that the device never waits for the host.
-      _check_finite(state.params, bad_leaf, step)
-      state, metrics = run.step(state, next(batches))
-      step += 1
-      bad_leaf = metrics.pop("first_bad_leaf")
-      log.write(step, metrics)
-      progress.step(metrics)
-      validation = {}
-      if step % run.steps_per_epoch == 0:
-        validation = _evaluated(run, state, "validation")
-        history = history.after_epoch(validation[run.ranking], run.higher_is_better)
-        log.write(step, validation)
-        progress.epoch(history.epochs, config.epochs, {"loss": metrics["loss"], **validation})
-      if step % every == 0 or step == run.steps or stop.requested:
-        _check_finite(state.params, bad_leaf, step)
-        log.flush()
-        history = history._replace(seconds=clock.seconds())
-        checkpoints.save(step, state, validation, history._asdict())
-      if stop.requested:
-        checkpoints.wait()
-        raise Stopped(f"{stop.signal}: step {step} is saved; the same command goes on from there")
-  return state, history
-
-
-class _Clock:
-  """Seconds of training, those of earlier processes included."""
-
-  def __init__(self, before: float):
-    self._start = time.perf_counter() - before
-
-  def seconds(self) -> float:
-    return time.perf_counter() - self._start
-
-
-def _out_of_patience(config: Config, history: History) -> bool:
-  return 0 < config.patience <= history.epochs - history.best_epoch
-
-
-def _check_finite(params: Any, first_bad_leaf: jax.Array | int, step: int) -> None:
-  if int(first_bad_leaf) >= 0:
-    leaf = train.bad_leaf_name(params, int(first_bad_leaf))
-    raise FloatingPointError(f"parameter {leaf} is not finite after step {step}")
-
-
-def _evaluated(run: Run, state: train.TrainState, split: str) -> dict[str, float]:
-  batches = data.eval_batches(run.dataset.splits[split], _EVALUATION_BATCH)
-  means = train.mean_metrics([run.evaluate(state, batch) for batch in batches])
-  return {f"{split}/{name}": value for name, value in means.items()}
-
-
-def _result(run: Run, state: train.TrainState, history: History) -> dict[str, Any]:
-  steps = int(state.step)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer))
-  examples = steps * run.config.batch_size
-  return {
-    "final": {
-      **_evaluated(run, state, "train"),
-      **_evaluated(run, state, "validation"),
-      **_evaluated(run, state, "test"),
-    },
-    "best": {"epoch": history.best_epoch, run.ranking: history.best},
-    "steps": steps,
-    "seconds": history.seconds,
-    "examples_per_second": examples / history.seconds,
-    "parameters": parameters,
-    "optimizer_bytes_per_parameter": optimizer_bytes / parameters,
-  }
+def _worker_axis(config: Config, mesh: Mesh | None) -> str | None:
+  """The mesh axis of workers with local gradients; None for global gradients."""
+  axes = spec.axis_names(config.optimizer)
+  local = bool(axes) if config.gradients is None else config.gradients == "local"
+  if local != bool(axes):
+    raise ValueError(
+      f"axis_name={', '.join(sorted(axes))} in the optimizer needs gradients local, not global"
+      if axes
+      else "gradients must be global: nothing in the optimizer has an axis_name to average them"
+    )
+  if not axes:
+    return None
+  (axis_name,) = axes if len(axes) == 1 else (", ".join(sorted(axes)),)
+  if mesh is None or axis_name not in mesh.shape:
+    raise ValueError(f"axis_name={axis_name!r} is not an axis of the mesh: pass --mesh data=N")
+  return axis_name
 
 
 def _as_json(config: Config) -> dict[str, Any]:
@@ -338,7 +193,7 @@ def main() -> None:
     _leave(2, error)
   directory = _directory(config)
   try:
-    result = fit(run, directory)
+    result = fit(run, directory, _as_json(config), ignore=_MATTERS_NOT)
   except CheckpointError as error:
     _leave(2, error)
   except FloatingPointError as error:

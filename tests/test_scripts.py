@@ -143,7 +143,7 @@ def final_state(folder):
   prepared = train.prepare(
     train.Config(**{k: config[k] for k in ("model", "objective", "optimizer", "epochs")})
   )
-  abstract = jax.eval_shape(prepared.init, 0)
+  abstract = prepared.program.abstract_state
   ignore = tuple(config)
   with Checkpoints(folder / "checkpoints", config, ignore=ignore) as checkpoints:
     return checkpoints.restore_latest(abstract)
