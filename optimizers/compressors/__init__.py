@@ -1,0 +1,1 @@
+"""Compressors: what a worker sends in place of an array, and what that stands for."""
