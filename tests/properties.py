@@ -81,8 +81,12 @@ def objective_files() -> list[str]:
 
 def entry_of(row: Row) -> Entry:
   """The catalogue's entry of the method that a row tests."""
-  entries = [entry for file in row_files() for entry in methods_of(file)]
-  return next(entry for entry in entries if entry.name == row.method)
+  return _entries()[row.method]
+
+
+@functools.cache
+def _entries() -> dict[str, Entry]:
+  return {entry.name: entry for file in row_files() for entry in methods_of(file)}
 
 
 @contextlib.contextmanager
