@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from . import data, train
+from . import data, seeds, train
 from .checkpoint import Checkpoints, stop_on_signals
 from .metrics import MetricsLog, Progress, plot_curves, write_json
 from .parallel import Program
@@ -44,11 +45,15 @@ class Options:
 
 
 class Run(NamedTuple):
-  """What a configuration stands for: the data, the loop's options, the compiled program."""
+  """What a configuration stands for: the data, the loop's options, the compiled program.
+
+  `members` are the seeds of a program that runs several in lockstep (`jaxrl.seeds`).
+  """
 
   dataset: data.Dataset
   options: Options
   program: Program
+  members: tuple[int, ...] = ()
 
   @property
   def metric(self) -> str:
@@ -124,33 +129,49 @@ def fit(
     history = History(**restored.extra) if restored else History()
     start = restored.step if restored else 0
     write_json(directory / "config.json", config)
-    log = MetricsLog(directory, resume_step=start)
+    log = _log(run, directory, start)
     progress = Progress(
       run.steps, run.options.batch_size, start_step=start, show=run.options.progress
     )
     with log, progress:
       for note in restored.notes if restored else ():
         progress.say(note)
-      state, history = _steps(run, state, history, checkpoints, log, progress)
+      state, history = _steps(run, start, state, history, checkpoints, log, progress)
   result = _result(run, state, history)
   write_json(directory / "result.json", result)
   plot_curves(directory / "metrics.csv", directory / "curves.png")
   return result
 
 
+def _log(run: Run, directory: pathlib.Path, start: int) -> MetricsLog | seeds.MemberLogs:
+  if run.members:
+    return seeds.MemberLogs(directory, run.members, resume_step=start)
+  return MetricsLog(directory, resume_step=start)
+
+
+def _batches(run: Run, start: int) -> Iterator[data.Batch]:
+  def stream(seed):
+    split = run.dataset.splits["train"]
+    return data.batches(split, run.options.batch_size, seed=seed, start_step=start)
+
+  if run.members:
+    return seeds.stacked([stream(seed) for seed in run.members])
+  return stream(run.options.seed)
+
+
 def _steps(
   run: Run,
+  step: int,
   state: train.TrainState,
   history: History,
   checkpoints: Checkpoints,
-  log: MetricsLog,
+  log: MetricsLog | seeds.MemberLogs,
   progress: Progress,
 ) -> tuple[train.TrainState, History]:
   """The loop over steps, from wherever `state` is."""
-  options, program, step, bad_leaf = run.options, run.program, int(state.step), -1
+  options, program, bad_leaf = run.options, run.program, -1
   every = options.checkpoint_every or run.steps_per_epoch
-  split = run.dataset.splits["train"]
-  batches = data.batches(split, options.batch_size, seed=options.seed, start_step=step)
+  batches = _batches(run, step)
   clock = _Clock(history.seconds)
   with stop_on_signals() as stop:
     while step < run.steps and not _out_of_patience(options, history):
@@ -207,20 +228,19 @@ def _evaluated(run: Run, state: train.TrainState, split: str) -> dict[str, float
 
 
 def _result(run: Run, state: train.TrainState, history: History) -> dict[str, Any]:
-  steps = int(state.step)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer))
-  examples = steps * run.options.batch_size
+  members = max(1, len(run.members))
+  steps = int(jnp.max(state.step))
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // members
+  optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer)) / members
+  final = {}
+  for split in data.SPLITS:
+    final |= _evaluated(run, state, split)
   return {
-    "final": {
-      **_evaluated(run, state, "train"),
-      **_evaluated(run, state, "validation"),
-      **_evaluated(run, state, "test"),
-    },
+    **(seeds.summary(seeds.by_member(final)) if run.members else {"final": final}),
     "best": {"epoch": history.best_epoch, run.ranking: history.best},
     "steps": steps,
     "seconds": history.seconds,
-    "examples_per_second": examples / history.seconds,
+    "examples_per_second": members * steps * run.options.batch_size / history.seconds,
     "parameters": parameters,
     "optimizer_bytes_per_parameter": optimizer_bytes / parameters,
   }

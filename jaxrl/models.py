@@ -76,6 +76,7 @@ class Cnn(nn.Module):
 
 
 MODELS = {"cnn": Cnn, "mlp": Mlp}
+CONVOLUTIONAL = ("cnn",)
 
 
 def make(name: str, num_outputs: int) -> Model:

@@ -12,14 +12,16 @@ import pathlib
 import sys
 from typing import Any, Literal, NoReturn
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from jaxrl import check, data, models, parallel, spec, train
+from jaxrl import check, data, models, parallel, seeds, spec, train
 from jaxrl.checkpoint import CheckpointError
 from jaxrl.fit import Options, Run, Stopped, fit
-from jaxrl.metrics import table
+from jaxrl.metrics import table, write_json
 
 _MATTERS_NOT = (
   "name",
@@ -64,6 +66,8 @@ class Config:
   """Of the whole batch or of each worker; by default local for optimizers with an axis_name."""
   patience: int = 0
   """Stop after so many epochs without a better validation metric; 0 never stops early."""
+  seeds: int = 1
+  """Runs with the seeds SEED, SEED + 1, ...: a summary, and a folder for each."""
   seed: int = 0
   """Of initialisation, shuffling, dropout and the methods' own randomness."""
   name: str | None = None
@@ -90,19 +94,33 @@ def prepare(config: Config) -> Run:
   Raises:
     ValueError, TypeError: something in the configuration cannot be; says what.
   """
-  check.whole("epochs", config.epochs, 1)
-  check.whole("patience", config.patience, 0)
-  check.whole("checkpoint_every", config.checkpoint_every, 0)
+  for name in ("epochs", "seeds"):
+    check.whole(name, getattr(config, name), 1)
+  for name in ("patience", "checkpoint_every", "seed"):
+    check.whole(name, getattr(config, name), 0)
   mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
   axis_name = _worker_axis(config, mesh)
   if mesh is not None and config.batch_size % mesh.size:
-    raise ValueError(
-      f"batch_size must be a multiple of the {mesh.size} places of the mesh, "
-      f"got {config.batch_size}"
-    )
+    places = f"a multiple of the {mesh.size} places of the mesh"
+    raise ValueError(f"batch_size must be {places}, got {config.batch_size}")
   dataset = data.load(config.dataset, config.data_dir)
-  split = dataset.splits["train"]
-  steps_per_epoch = data.steps_per_epoch(split, config.batch_size)
+  batch = next(data.batches(dataset.splits["train"], config.batch_size, seed=config.seed))
+  parts = _train(config, dataset, batch, axis_name)
+  members = _lockstep(config, mesh)
+  if members:
+    parts = seeds.together(parts, members)
+    batch = {name: np.stack([column] * len(members)) for name, column in batch.items()}
+  program = parallel.lay_out(parts, mesh, axis_name, config.seed)
+  compiled = program.step.lower(program.abstract_state, program.place(batch)).compile()
+  fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Options)}
+  return Run(dataset, Options(**fields), program._replace(step=compiled), members)
+
+
+def _train(
+  config: Config, dataset: data.Dataset, batch: data.Batch, axis_name: str | None
+) -> train.Train:
+  """The pure functions that the configuration's specs stand for."""
+  steps_per_epoch = data.steps_per_epoch(dataset.splits["train"], config.batch_size)
   names = {
     "num_examples": dataset.num_examples,
     "num_classes": dataset.num_classes,
@@ -111,9 +129,8 @@ def prepare(config: Config) -> Run:
     "epochs": config.epochs,
   }
   names = {name: value for name, value in names.items() if value is not None}
-  batch = next(data.batches(split, config.batch_size, seed=config.seed))
   outputs = dataset.num_classes or batch["targets"].shape[-1]
-  parts = train.make_train(
+  return train.make_train(
     models.make(config.model, outputs),
     spec.objective(config.objective, **names),
     spec.optimizer(config.optimizer, **names),
@@ -123,10 +140,22 @@ def prepare(config: Config) -> Run:
     compute_dtype=jnp.dtype(config.precision),
     axis_name=axis_name,
   )
-  program = parallel.lay_out(parts, mesh, axis_name, config.seed)
-  compiled = program.step.lower(program.abstract_state, program.place(batch)).compile()
-  fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Options)}
-  return Run(dataset, Options(**fields), program._replace(step=compiled))
+
+
+def _seeds(config: Config) -> tuple[int, ...]:
+  return tuple(range(config.seed, config.seed + config.seeds))
+
+
+def _lockstep(config: Config, mesh: Mesh | None) -> tuple[int, ...]:
+  """The seeds to run as one vmapped program; none where one after the other is better.
+
+  A CPU runs the convolutions of several members far slower than one after the other, and
+  members that may stop early have different lengths.
+  """
+  slow = config.model in models.CONVOLUTIONAL and jax.default_backend() == "cpu"
+  if config.seeds == 1 or slow or mesh is not None or config.patience:
+    return ()
+  return _seeds(config)
 
 
 def _worker_axis(config: Config, mesh: Mesh | None) -> str | None:
@@ -165,21 +194,43 @@ def _directory(config: Config) -> pathlib.Path:
   return next(path for path in candidates if not path.exists())
 
 
+def _one_after_the_other(config: Config, run: Run, directory: pathlib.Path) -> dict[str, Any]:
+  """A run for each seed, all by one compiled step, and their summary."""
+  results = {}
+  for seed in _seeds(config):
+    member = dataclasses.replace(config, seed=seed, seeds=1)
+    seeded = run._replace(options=dataclasses.replace(run.options, seed=seed))
+    folder = directory / f"seed-{seed}"
+    results[seed] = fit(seeded, folder, _as_json(member), ignore=_MATTERS_NOT)
+  first = next(iter(results.values()))
+  result = {
+    **{name: first[name] for name in ("parameters", "optimizer_bytes_per_parameter")},
+    **seeds.summary({seed: result["final"] for seed, result in results.items()}),
+    "steps": sum(result["steps"] for result in results.values()),
+    "seconds": sum(result["seconds"] for result in results.values()),
+  }
+  result["examples_per_second"] = result["steps"] * config.batch_size / result["seconds"]
+  write_json(directory / "result.json", result)
+  return result
+
+
 def _final_table(run: Run, result: dict[str, Any], directory: pathlib.Path) -> str:
-  final = result["final"]
+  final, deviation = result["final"], result.get("deviation")
   names = [name.partition("/")[2] for name in final if name.startswith("test/")]
   rows = [[split, *(final[f"{split}/{name}"] for name in names)] for split in data.SPLITS]
-  best = result["best"]
-  return "\n".join(
-    [
-      table(["final", *names], rows),
-      f"best {run.ranking} {best[run.ranking]:.4g} in epoch {best['epoch']}",
-      f"{result['steps']} steps in {result['seconds']:.1f} s, "
-      f"{result['examples_per_second']:.0f} examples/s, {result['parameters']} parameters, "
-      f"{result['optimizer_bytes_per_parameter']:.2f} optimizer bytes a parameter",
-      f"written to {directory}",
-    ]
-  )
+  if deviation:
+    rows += [["test deviation", *(deviation[f"test/{name}"] for name in names)]]
+  lines = [table([f"mean of {len(result['members'])}" if deviation else "final", *names], rows)]
+  if "best" in result:
+    best = result["best"]
+    lines += [f"best {run.ranking} {best[run.ranking]:.4g} in epoch {best['epoch']}"]
+  lines += [
+    f"{result['steps']} steps in {result['seconds']:.1f} s, "
+    f"{result['examples_per_second']:.0f} examples/s, {result['parameters']} parameters, "
+    f"{result['optimizer_bytes_per_parameter']:.2f} optimizer bytes a parameter",
+    f"written to {directory}",
+  ]
+  return "\n".join(lines)
 
 
 def main() -> None:
@@ -193,7 +244,10 @@ def main() -> None:
     _leave(2, error)
   directory = _directory(config)
   try:
-    result = fit(run, directory, _as_json(config), ignore=_MATTERS_NOT)
+    if config.seeds > 1 and not run.members:
+      result = _one_after_the_other(config, run, directory)
+    else:
+      result = fit(run, directory, _as_json(config), ignore=_MATTERS_NOT)
   except CheckpointError as error:
     _leave(2, error)
   except FloatingPointError as error:
