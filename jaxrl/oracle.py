@@ -196,10 +196,16 @@ class Oracle:
     outputs: Callable[[Any], Any] | None = None,
     loss_of: Callable[[Any], jax.Array] | None = None,
     losses: Callable[[Any], jax.Array] | None = None,
+    of_slice: Callable[[Any, jax.typing.ArrayLike, int], jax.Array] | None = None,
   ):
     self._value = value
     self._params = params
-    self._parts = {"outputs": outputs, "loss_of": loss_of, "losses": losses}
+    self._parts: dict[str, Callable[..., Any] | None] = {
+      "outputs": outputs,
+      "loss_of": loss_of,
+      "losses": losses,
+      "of_slice": of_slice,
+    }
 
   def __call__(self, params: Any) -> jax.Array:
     """The scalar loss at `params`."""
@@ -217,7 +223,11 @@ class Oracle:
     """A vector `[m]`: a loss per example (their mean is the loss) or per term (their sum is)."""
     return self._part("losses")(self._filled(params))
 
-  def _part(self, name: str) -> Callable[[Any], Any]:
+  def of_slice(self, params: Any, index: jax.typing.ArrayLike, slices: int) -> jax.Array:
+    """The loss on slice `index` of `slices` equal ones of the batch; their mean is the loss."""
+    return self._part("of_slice")(self._filled(params), index, slices)
+
+  def _part(self, name: str) -> Callable[..., Any]:
     part = self._parts[name]
     if part is None:
       raise TypeError(
@@ -239,7 +249,7 @@ def need_oracle(method: str, value_fn: Any) -> Oracle:
     return value_fn
   raise TypeError(
     f"{method} needs the parts of the loss: pass value_fn=jaxrl.oracle.Oracle(loss, "
-    f"params, outputs=..., loss_of=..., losses=...), got {value_fn!r}"
+    f"params, outputs=..., loss_of=..., losses=..., of_slice=...), got {value_fn!r}"
   )
 
 
@@ -263,9 +273,12 @@ def objective_oracle(
     params: this step's parameters.
     value: the scalar loss, where it is computed otherwise than in one pass over the
       batch (micro-batches).
+
+  A slice goes through the objective as a micro-batch would, each from `state` and with
+  `key`: denominators are those of the whole batch, other statistics the slice's own.
   """
 
-  def terms_with(forward):
+  def terms_with(forward, batch=batch):
     return objective.apply(state, forward, batch, key)[0]
 
   def outputs(params):
@@ -289,9 +302,34 @@ def objective_oracle(
       return jnp.stack([_mean(term) for term in terms])
     return _contributions(terms[0])
 
+  def of_slice(params, index, slices):
+    def terms_of(params, index):
+      return terms_with(forward_at(params), _batch_slice(batch, index, slices))
+
+    def norms_of(index):
+      return [jnp.sum(term.norm) for term in terms_of(jax.lax.stop_gradient(params), index)]
+
+    # Only what the norms depend on is left of these passes once they are compiled.
+    norms = jax.lax.map(norms_of, jnp.arange(slices))
+    numerators = [sums(term)[0] for term in terms_of(params, index)]
+    parts = map(reduce.ratio, numerators, map(reduce.batch_sum, norms))
+    return slices * reduce.workers() * sum(parts, start=jnp.zeros(()))
+
   if value is None:
     value = lambda params: total(terms_with(forward_at(params)))  # noqa: E731
-  return Oracle(value, params, outputs=outputs, loss_of=loss_of, losses=losses)
+  return Oracle(value, params, outputs=outputs, loss_of=loss_of, losses=losses, of_slice=of_slice)
+
+
+def _batch_slice(batch: Batch, index: jax.typing.ArrayLike, slices: int) -> Batch:
+  """The rows of one of `slices` equal slices; scalars belong to all of them."""
+
+  def rows(x):
+    if x.shape[0] % slices:
+      raise ValueError(f"slices must divide the batch of {x.shape[0]}, got {slices}")
+    size = x.shape[0] // slices
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size)
+
+  return {name: rows(x) if jnp.ndim(x) else x for name, x in batch.items()}
 
 
 def _contributions(term: Losses) -> jax.Array:

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .oracle import PerWorker
-
-AxisName: TypeAlias = str | tuple[str, ...]
+from .reduce import AxisName
 
 BATCH_AXES = ("data", "group", "fsdp")
 """Mesh axes that split the batch; `fsdp` splits parameters and optimizer state as well."""
@@ -244,15 +243,31 @@ def size(axis_name: AxisName) -> int:
   return math.prod(jax.lax.axis_size(name) for name in _names(axis_name))
 
 
-def need_workers(method: str, axis_name: AxisName) -> None:
-  """ValueError where no workers along `axis_name` run the code."""
+def own_gradient(method: str, gradient: Any, axis_name: AxisName) -> Any:
+  """`gradient`, which has to be each worker's own along `axis_name`.
+
+  Raises:
+    ValueError: there are no such workers, or all of them share the gradient (which cannot be
+      seen under `vmap` and `pmap`).
+  """
   try:
     size(axis_name)
   except NameError as error:
     raise ValueError(
-      f"{method} needs workers along axis_name={axis_name!r}: run its step by "
-      "jaxrl.parallel.per_worker_step"
+      f"axis_name={axis_name!r} is no axis of workers here: {method} needs a step with local "
+      "gradients over it (scripts.train --gradients local)"
     ) from error
+  own = vary(gradient, axis_name)
+  if _differs_along(own) - _differs_along(gradient):
+    raise ValueError(
+      f"{method} needs each worker's own gradient, and got one that all workers along "
+      f"axis_name={axis_name!r} share: take it at jaxrl.parallel.vary(params, {axis_name!r})"
+    )
+  return own
+
+
+def _differs_along(tree: Any) -> frozenset[str]:
+  return frozenset().union(*map(_varying, jax.tree.leaves(tree)))
 
 
 def _names(axis_name: AxisName) -> tuple[str, ...]:

@@ -7,22 +7,32 @@ worker sees a part of it: within `over(axis_name)` sums are added up over the wo
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-_axis_name: contextvars.ContextVar[str | None] = contextvars.ContextVar("axis_name", default=None)
+AxisName: TypeAlias = str | tuple[str, ...]
+
+_axis_name: contextvars.ContextVar[AxisName | None] = contextvars.ContextVar(
+  "axis_name", default=None
+)
 
 
 @contextlib.contextmanager
-def over(axis_name: str | None) -> Iterator[None]:
+def over(axis_name: AxisName | None) -> Iterator[None]:
   """Makes the sums traced within it global over the workers along `axis_name`."""
   token = _axis_name.set(axis_name)
   try:
     yield
   finally:
     _axis_name.reset(token)
+
+
+def workers() -> int:
+  """The number of workers that share the batch; 1 outside of `over`."""
+  axis_name = _axis_name.get()
+  return 1 if axis_name is None else jax.lax.psum(1, axis_name)
 
 
 def all_workers(total: jax.Array) -> jax.Array:
@@ -42,13 +52,14 @@ def all_rows(rows: jax.Array) -> jax.Array:
 def worker_mean(tree: Any) -> Any:
   """The floats that differ between the workers, averaged over them; the rest as it is."""
   axis_name = _axis_name.get()
+  names = (axis_name,) if isinstance(axis_name, str) else axis_name or ()
 
   def mean(x):
-    differs = axis_name in jax.typeof(x).manual_axis_type.varying
+    differs = tuple(n for n in names if n in jax.typeof(x).manual_axis_type.varying)
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.lax.pmean(x, axis_name) if differs and is_float else x
+    return jax.lax.pmean(x, differs) if differs and is_float else x
 
-  return tree if axis_name is None else jax.tree.map(mean, tree)
+  return jax.tree.map(mean, tree)
 
 
 def batch_sum(values: jax.Array) -> jax.Array:

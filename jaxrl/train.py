@@ -46,7 +46,7 @@ def make_train(
   steps_per_epoch: int = 1,
   micro_batches: int = 1,
   compute_dtype: Any = jnp.float32,
-  axis_name: str | None = None,
+  axis_name: parallel.AxisName | None = None,
 ) -> Train:
   """Puts a model, an objective and an optimizer together.
 
@@ -110,7 +110,7 @@ def make_train(
       state.params,
       value=value,
       grad=gradient,
-      value_fn=_oracle(problem, loss_at, micro_batches),
+      value_fn=_oracle(problem, loss_at, micro_batches, axis_name),
     )
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -219,7 +219,7 @@ def accumulate(
   return loss(params)
 
 
-def _of_one_worker(loss_at: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
+def _of_one_worker(loss_at: Callable[..., Any], axis_name: parallel.AxisName) -> Callable[..., Any]:
   """The worker's own loss, whose mean over the workers is the loss of the whole batch.
 
   Summed over the workers it would be that loss; its local gradient times the number of
@@ -325,7 +325,12 @@ def _forward(run, params, model_state, key, calls: list[_Call]) -> oracle.Forwar
   return forward
 
 
-def _oracle(problem: _Problem, loss_at: Callable[..., Any], micro_batches: int) -> oracle.Oracle:
+def _oracle(
+  problem: _Problem,
+  loss_at: Callable[..., Any],
+  micro_batches: int,
+  axis_name: parallel.AxisName | None,
+) -> oracle.Oracle:
   state = problem.state
 
   def value(params):
@@ -336,6 +341,8 @@ def _oracle(problem: _Problem, loss_at: Callable[..., Any], micro_batches: int) 
   objective_key, model_key = jax.random.split(problem.key)
 
   def forward_at(params):
+    if axis_name is not None:
+      params = parallel.local_or_mean_grads(params, axis_name)
     return _forward(problem.run, params, state.model, model_key, [])
 
   return oracle.objective_oracle(

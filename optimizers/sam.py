@@ -1,12 +1,13 @@
 """Sharpness-aware minimization: descend by the gradient at the worst point nearby."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import check, reduce
+from jaxrl import check, oracle, parallel, reduce
 
 replaces_gradient = True
 
@@ -18,7 +19,12 @@ class SamState(NamedTuple):
 
 
 def sam(
-  rho: float | optax.Schedule = 0.05, *, eps: float = 1e-12
+  rho: float | optax.Schedule = 0.05,
+  *,
+  eps: float = 1e-12,
+  axis_name: str | tuple[str, ...] | None = None,
+  sync: str | tuple[str, ...] = (),
+  slices: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Replaces the gradient at the parameters by the one at a point uphill from them.
 
@@ -32,25 +38,54 @@ def sam(
   `optax.chain(sam(rho=0.05), optax.adamw(1e-3))`. Under `optax.masked` only the masked-in
   part of the tree is perturbed.
 
+  m-sharpness: each part :math:`L_i` of the loss, one of n, has its own perturbation,
+
+  .. math::
+    e_i = \rho \, \nabla L_i(w) / (\|\nabla L_i(w)\|_2 + \epsilon), \qquad
+    u = \tfrac{1}{n} \sum_i \nabla L_i(w + e_i).
+
+  The parts are the workers' with `axis_name`, and slices of a batch with `slices`; with both,
+  slices of each worker's part. On a mesh `data=4,group=2`,
+
+  - `sam(axis_name=("data", "group"))` makes 8 perturbations, one for each worker;
+  - `sam(axis_name=("data", "group"), sync="group")` makes 4, one for each pair of workers;
+  - `sam(axis_name=("data", "group"), sync=("data", "group"))` makes one, that of the batch.
+
   Args:
     rho: radius of the perturbation, at least 0, or a schedule of the step count.
     eps: added to the norm, at least 0.
+    axis_name: axes of the workers, whose local gradients come in; the mean of their new
+      gradients goes out. `None` where gradients are those of the whole batch.
+    sync: those of these axes over which the gradient that makes the perturbation is
+      averaged first; none by default.
+    slices: number of equal slices of the batch, in order, each with its own perturbation; it
+      must divide the batch.
 
   Returns:
     A gradient transformation whose `update` needs `params` and `value_fn`, the loss of
-    this step's batch as a function of the parameters.
+    this step's batch (the worker's own, with `axis_name`) as a function of the parameters;
+    with `slices`, a `jaxrl.oracle.Oracle` of it.
 
   Raises:
-    ValueError: `rho` or `eps` is negative, or `update` was called without `params`.
-    TypeError: `update` was called without `value_fn`.
+    ValueError: `rho` or `eps` is negative, `slices` is no positive whole number, `sync` is
+      not among `axis_name` or goes with `slices`; or `update` was called without `params`,
+      without workers along `axis_name`, or with a batch that `slices` doesn't divide.
+    TypeError: `update` was called without `value_fn`, or without an Oracle for `slices`.
 
   Cost: one gradient evaluation beyond the incoming one; 4 bytes of state in all; a
-  temporary copy of the parameters.
+  temporary copy of the parameters. Workers send one gradient each (an all-reduce), and one
+  more with `sync`. With `slices` every slice takes two evaluations on its rows, one slice
+  after the other: two of the batch, of which the incoming gradient is none (a compiled step
+  leaves it out where nothing else needs it), and the memory of one slice.
 
   Notes:
     A zero gradient gives a zero perturbation; `optax.contrib.sam` divides by zero there.
     The official run also clips the final gradient at norm 5, which here is
-    `optax.clip_by_global_norm(5.0)` behind this element.
+    `optax.clip_by_global_norm(5.0)` behind this element. It perturbs each device by its
+    local gradient, as `axis_name` does without `sync`.
+    Slices equal as many workers where the loss is a weighted mean over examples. Other
+    statistics of the batch (groups' means) are each slice's own, and all slices share one
+    dropout key, while workers have theirs.
 
   References:
     [183] Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently
@@ -69,6 +104,12 @@ def sam(
   """
   check.at_least("rho", rho, 0)
   check.at_least("eps", eps, 0)
+  check.whole("slices", slices, 1)
+  axes, sync = _tuple(axis_name), _tuple(sync)
+  for name in sync:
+    check.one_of("sync", name, axes)
+  if sync and slices > 1:
+    raise ValueError(f"sync must be () with slices, which perturb on their own, got {sync!r}")
 
   def init_fn(params):
     del params
@@ -78,17 +119,57 @@ def sam(
     del extra_args
     check.params("sam", params)
     value_fn = check.value_fn("sam", value_fn)
+    if axis_name is not None:
+      updates = parallel.own_gradient("sam", updates, axis_name)
+      params = parallel.vary(params, axis_name)
     radius = rho(state.count) if callable(rho) else rho
-    perturbation = _scaled_to(updates, radius, eps)
-    perturbed = jax.tree.map(lambda w, e: (w + e).astype(w.dtype), params, perturbation)
-    return jax.grad(value_fn)(perturbed), SamState(optax.safe_increment(state.count))
+
+    def uphill(gradient):
+      perturbation = _scaled_to(_mean(gradient, sync), radius, eps)
+      perturbed = jax.tree.map(lambda w, e: (w + e).astype(w.dtype), params, perturbation)
+      return parallel.vary(perturbed, axes)
+
+    if slices == 1:
+      gradient = jax.grad(value_fn)(uphill(updates))
+    else:
+      gradient = _mean_over_slices(oracle.need_oracle("sam", value_fn), params, uphill, slices)
+    return _mean(gradient, axes), SamState(optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _tuple(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  if names is None:
+    return ()
+  return names if isinstance(names, tuple) else (names,)
+
+
+def _mean(gradient: Any, axes: tuple[str, ...]) -> Any:
+  return jax.lax.pmean(gradient, axes) if axes else gradient
+
+
+def _mean_over_slices(
+  value_fn: oracle.Oracle, params: Any, uphill: Callable[[Any], Any], slices: int
+) -> Any:
+  """The mean of the slices' gradients, each at its own point; the sum is kept in float32."""
+
+  def add(total, index):
+    gradient_at = jax.grad(lambda point: value_fn.of_slice(point, index, slices))
+    gradient = gradient_at(uphill(gradient_at(params)))
+    return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient), None
+
+  start = jax.tree.map(jnp.zeros_like, _wide(params))
+  total, _ = jax.lax.scan(add, start, jnp.arange(slices))
+  return jax.tree.map(lambda t, w: (t / slices).astype(w.dtype), total, params)
+
+
+def _wide(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
 def _scaled_to(gradient: Any, radius: jax.typing.ArrayLike, eps: float) -> Any:
   """radius * gradient / (norm + eps) in float32, with squares that cannot overflow."""
-  wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
+  wide = _wide(gradient)
   largest = optax.tree.norm(wide, ord=jnp.inf)
   unit = jnp.where(largest > 0, largest, 1)
   direction = jax.tree.map(lambda g: g / unit, wide)
