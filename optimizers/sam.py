@@ -106,10 +106,10 @@ def sam(
   check.at_least("eps", eps, 0)
   check.whole("slices", slices, 1)
   axes, sync = _tuple(axis_name), _tuple(sync)
-  for name in sync:
-    check.one_of("sync", name, axes)
+  if not all(name in axes for name in sync):
+    raise ValueError(f"sync must be among axis_name={axis_name!r}, got {sync!r}")
   if sync and slices > 1:
-    raise ValueError(f"sync must be () with slices, which perturb on their own, got {sync!r}")
+    raise ValueError(f"sync must be () where slices={slices} have their own e, got {sync!r}")
 
   def init_fn(params):
     del params

@@ -468,5 +468,6 @@ def _step_on_part(optimizer: Any, carry: Carry, rest: Any, batch: problem.Data) 
     outputs=lambda part: whole.outputs({**part, **rest}),
     loss_of=whole.loss_of,
     losses=lambda part: whole.losses({**part, **rest}),
+    of_slice=lambda part, *which: whole.of_slice({**part, **rest}, *which),
   )
   return step_with(optimizer, carry, value_fn)

@@ -73,7 +73,19 @@ def oracle(
     outputs=outputs,
     loss_of=lambda outputs: jnp.mean(losses_of(outputs)),
     losses=lambda params: losses_of(outputs(params)),
+    of_slice=lambda params, index, slices: oracle(params, _slice_of(batch, index, slices), model)(
+      params
+    ),
   )
+
+
+def _slice_of(batch: Data, index: jax.typing.ArrayLike, slices: int) -> Data:
+  size = batch.targets.shape[0] // slices
+
+  def rows(leaf):
+    return jax.lax.dynamic_slice_in_dim(leaf, index * size, size)
+
+  return Data(jax.tree.map(rows, batch.maps), rows(batch.targets), batch.scale)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

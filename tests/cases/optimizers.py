@@ -10,7 +10,18 @@ ROWS = [
     bad={
       "sam(rho=-1)": "rho must be at least 0, got -1",
       "sam(eps=-1)": "eps must be at least 0, got -1",
+      "sam(slices=0)": "slices must be a whole number of at least 1, got 0",
+      "sam(sync='data')": "sync must be among axis_name=None, got ('data',)",
+      "sam(axis_name='data', sync=True)": "sync must be among axis_name='data', got (True,)",
+      "sam(axis_name='data', sync='data', slices=2)": "sync must be () where slices=2",
     },
+  ),
+  OptimizerRow(
+    "sam(rho=0.05, slices=2) | sgd(0.1)",
+    evaluations=4,
+    workers="matter",
+    why="slices of a worker's part are not slices of the batch",
+    limits=(("sam(rho=0, slices=2)", "identity()"), ("sam(slices=1)", "sam()")),
   ),
   OptimizerRow(
     "optimistic_omd(0.1, mirror=euclidean())",
