@@ -1,5 +1,7 @@
 """The contracts: reductions, Losses, Objectives and their combinations, the Oracle, checks."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -207,6 +209,31 @@ def test_the_losses_of_several_terms_are_the_terms():
   value_fn = oracle_of(oracle.weighted_sum(parts), ((), ()), 1.0)
   np.testing.assert_allclose(value_fn.losses(1.0), [2.5, 5])
   assert jnp.sum(value_fn.losses(1.0)) == value_fn(1.0)
+
+
+def test_the_mean_over_slices_is_the_loss():
+  params = jnp.array(2.0)
+  value_fn = oracle_of(oracle.lift(mean_output), (), params, batch=BATCH | {"epoch": jnp.ones([])})
+  slices = [value_fn.of_slice(params, i, 3) for i in range(3)]
+  np.testing.assert_allclose(slices, [3 * 1 / 2, 0, 3 * 9 / 2])
+  with pytest.raises(ValueError, match="slices must divide the batch of 3, got 2"):
+    value_fn.of_slice(params, 0, 2)
+
+
+def test_slices_share_the_denominator_of_each_term_also_where_it_depends_on_the_parameters():
+  def selected(state, forward, batch, key):
+    values = mean_output(forward(batch["inputs"]))
+    large = (values > 2).astype(values.dtype)
+    every = oracle.masked_losses(values, batch["mask"])
+    return (every, Losses(values**2, large, large)), state, {}
+
+  value_fn = oracle_of(Objective(lambda key: (), selected), (), jnp.array(1.0))
+  for params in (1.0, 0.3, 0.5):  # means 0.5, 2.5, 4.5 times this; two, none and one are large
+    every, large = params * np.array([0.5, 4.5]), params * np.array([2.5, 4.5])
+    large = large[large > 2]
+    expected = every.mean() + (np.mean(large**2) if large.size else 0)
+    of_slice = functools.partial(value_fn.of_slice, jnp.array(params), slices=3)
+    np.testing.assert_allclose(jax.lax.map(of_slice, jnp.arange(3)).mean(), expected, rtol=1e-6)
 
 
 def test_outputs_need_a_single_forward_pass():
