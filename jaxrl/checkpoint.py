@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import threading
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from . import check
+from .oracle import PerWorker
 
 _CHECKSUMS = "checksums.json"
 _META_FILE = "meta/metadata"
@@ -155,7 +157,8 @@ class Checkpoints:
 
     Raises:
       CheckpointError: every checkpoint is damaged; or the newest whole one is of another
-        configuration, or of a state with other leaves. Nothing is renamed then.
+        configuration, of a state with other leaves, or of another number of workers in
+        state that differs between them. Nothing is renamed then.
     """
     return self._restore_first(self.steps()[::-1], abstract_state)
 
@@ -214,6 +217,7 @@ class Checkpoints:
     meta = self._meta(step)
     leaves = _leaves(abstract_state)
     _refuse_other_config(self._folder(step), meta["config"], self._config, self._ignore)
+    _refuse_other_workers(self._folder(step), meta["leaves"], abstract_state)
     _refuse_other_leaves(self._folder(step), meta["leaves"], _descriptions(leaves))
     wanted = {name: leaf.abstract() for name, leaf in _stored(leaves).items()}
     with _quiet_orbax():
@@ -332,6 +336,30 @@ def _refuse_other_config(
   }
   if different:
     raise CheckpointError(f"{folder} is of another configuration: {_listed(different)}")
+
+
+def _refuse_other_workers(folder: pathlib.Path, saved: Mapping[str, str], now: Any) -> None:
+  """State that differs between workers comes back only to as many workers."""
+  for path, node in jax.tree_util.tree_leaves_with_path(now, is_leaf=_is_per_worker):
+    prefix = jax.tree_util.keystr(path, simple=True, separator="/")
+    for leaf in _leaves(node) if _is_per_worker(node) else ():
+      name = f"{prefix}/{leaf.path}" if prefix else leaf.path
+      before, after = _shape(saved.get(name, "")), list(leaf.value.shape)
+      if before != after and before[1:] == after[1:] and len(before) == len(after):
+        raise CheckpointError(
+          f"{folder} is of {before[0]} workers, now there are {after[0]}: {name} differs between "
+          f"workers and cannot be shared out anew. Go on with {before[0]} workers, or start a "
+          "new run"
+        )
+
+
+def _is_per_worker(node: Any) -> bool:
+  return isinstance(node, PerWorker)
+
+
+def _shape(description: str) -> list[int]:
+  """The shape in what `_Leaf.describe` says."""
+  return [int(size) for size in re.findall(r"\d+", description.partition("[")[2])]
 
 
 def _refuse_other_leaves(

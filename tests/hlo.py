@@ -15,8 +15,9 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(
   r"(?:to_apply|calls|body|condition|branch_computations|true_computation|false_computation)"
-  r"=\{?((?:%?[\w.\-]+(?:, )?)+)"
+  r"=(\{[^}]*\}|%?[\w.\-]+)"
 )
+_NAME = re.compile(r"[\w.\-]+")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+\w*)\[([\d,]*)\]")
 
 
@@ -27,11 +28,13 @@ class Collective(NamedTuple):
     kind: such as "all-reduce".
     bytes: the size of its operands on one device.
     within: the "conditional"s and "while"s around it, the outermost first.
+    computation: the name of the innermost computation, which tells branches apart.
   """
 
   kind: str
   bytes: int
   within: tuple[str, ...]
+  computation: str
 
 
 class _Instruction(NamedTuple):
@@ -56,7 +59,7 @@ def _within(
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
       size = sum(size_of(types[operand]) for operand in instruction.operands)
-      yield Collective(kind, size, path)
+      yield Collective(kind, size, path, name)
       continue
     inside = (*path, kind) if kind in ("conditional", "while") else path
     for called in instruction.called:
@@ -95,9 +98,5 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _instruction(name: str, result: str, opcode: str, rest: str) -> _Instruction:
   inside, _, attributes = rest.partition(")")
   operands = re.findall(r"%([\w.\-]+)", inside)
-  called = [name for group in _CALLED.findall(attributes) for name in _names(group)]
+  called = [name for group in _CALLED.findall(attributes) for name in _NAME.findall(group)]
   return _Instruction(name, result, opcode, tuple(operands), tuple(called))
-
-
-def _names(group: str) -> list[str]:
-  return [name.strip().removeprefix("%") for name in group.split(",") if name.strip()]

@@ -45,11 +45,15 @@ ROWS = [
   ),
   OptimizerRow(
     "ef21(top_k(0.1)) | sgd(0.1)",
-    limits=(("ef21(top_k(1.0))", "identity()"),),
+    limits=(
+      ("ef21(top_k(1.0))", "identity()"),
+      ("ef21(top_k(1000), init='compressed')", "identity()"),
+    ),
     bad={
       "ef21(0.1)": "compressor must be a Compressor, got 0.1",
       "ef21(top_k(2.0))": "k must be a fraction in (0, 1] or a whole number above 0, got 2.0",
       "ef21(top_k(1), init='zero')": "init must be one of ['compressed', 'full'], got 'zero'",
     },
   ),
+  OptimizerRow("ef21(top_k(2), init='compressed') | sgd(0.1)"),
 ]
