@@ -1,6 +1,7 @@
 """The loop over steps: data in, logs and checkpoints out, from wherever a run was left."""
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -231,7 +232,7 @@ def _result(run: Run, state: train.TrainState, history: History) -> dict[str, An
   members = max(1, len(run.members))
   steps = int(jnp.max(state.step))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // members
-  optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer)) / members
+  optimizer_bytes = sum(map(_bytes_on_one_device, jax.tree.leaves(state.optimizer))) / members
   final = {}
   for split in data.SPLITS:
     final |= _evaluated(run, state, split)
@@ -244,3 +245,7 @@ def _result(run: Run, state: train.TrainState, history: History) -> dict[str, An
     "parameters": parameters,
     "optimizer_bytes_per_parameter": optimizer_bytes / parameters,
   }
+
+
+def _bytes_on_one_device(leaf: jax.Array) -> int:
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -52,7 +52,7 @@ def check_mesh(mesh: Mesh) -> None:
     raise ValueError(f"mesh axes must be Auto, as jaxrl.parallel.make_mesh makes them: {explicit}")
 
 
-def state_shardings(state: Any, mesh: Mesh, axis_name: str | None = None) -> Any:
+def state_shardings(state: Any, mesh: Mesh, axis_name: AxisName | None = None) -> Any:
   """How a train state lies on the mesh.
 
   A leaf whose first axis the size of `fsdp` divides is split over it; a `PerWorker` leaf is
@@ -99,13 +99,13 @@ class Program(NamedTuple):
   places: int
 
 
-def lay_out(train: Any, mesh: Mesh | None, axis_name: str | None, seed: int) -> Program:
+def lay_out(train: Any, mesh: Mesh | None, axis_name: AxisName | None, seed: int) -> Program:
   """A `jaxrl.train.Train` on one device (no mesh), over a mesh, or once a worker.
 
   Args:
     train: its functions.
     mesh: of all devices, with Auto axes; `None` for one device.
-    axis_name: the mesh axis over which `train` was made for workers, if it was.
+    axis_name: the mesh axes over which `train` was made for workers, if it was.
     seed: any seed, for shapes.
   """
   if mesh is None:
@@ -114,7 +114,8 @@ def lay_out(train: Any, mesh: Mesh | None, axis_name: str | None, seed: int) -> 
     return Program(jax.jit(train.init), shapes, step, jax.jit(train.evaluate), lambda b: b, 1)
   init, step = train.init, train.step
   if axis_name is not None:
-    init = lambda seed: with_worker_axis(train.init(seed), mesh.shape[axis_name])  # noqa: E731
+    workers = math.prod(mesh.shape[name] for name in _names(axis_name))
+    init = lambda seed: with_worker_axis(train.init(seed), workers)  # noqa: E731
     step = per_worker_step(train.step, mesh, axis_name)
   shapes = jax.eval_shape(init, seed)
   states, batches = state_shardings(shapes, mesh, axis_name), batch_sharding(mesh)

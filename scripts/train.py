@@ -22,6 +22,7 @@ from jaxrl import check, data, models, parallel, seeds, spec, train
 from jaxrl.checkpoint import CheckpointError
 from jaxrl.fit import Options, Run, Stopped, fit
 from jaxrl.metrics import table, write_json
+from jaxrl.reduce import AxisName
 
 _MATTERS_NOT = (
   "name",
@@ -99,7 +100,7 @@ def prepare(config: Config) -> Run:
   for name in ("patience", "checkpoint_every", "seed"):
     check.whole(name, getattr(config, name), 0)
   mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
-  axis_name = _worker_axis(config, mesh)
+  axis_name = _worker_axes(config, mesh)
   if mesh is not None and config.batch_size % mesh.size:
     places = f"a multiple of the {mesh.size} places of the mesh"
     raise ValueError(f"batch_size must be {places}, got {config.batch_size}")
@@ -117,7 +118,7 @@ def prepare(config: Config) -> Run:
 
 
 def _train(
-  config: Config, dataset: data.Dataset, batch: data.Batch, axis_name: str | None
+  config: Config, dataset: data.Dataset, batch: data.Batch, axis_name: AxisName | None
 ) -> train.Train:
   """The pure functions that the configuration's specs stand for."""
   steps_per_epoch = data.steps_per_epoch(dataset.splits["train"], config.batch_size)
@@ -158,22 +159,19 @@ def _lockstep(config: Config, mesh: Mesh | None) -> tuple[int, ...]:
   return _seeds(config)
 
 
-def _worker_axis(config: Config, mesh: Mesh | None) -> str | None:
-  """The mesh axis of workers with local gradients; None for global gradients."""
+def _worker_axes(config: Config, mesh: Mesh | None) -> AxisName | None:
+  """The mesh axes of workers with local gradients; None for global gradients."""
   axes = spec.axis_names(config.optimizer)
-  local = bool(axes) if config.gradients is None else config.gradients == "local"
-  if local != bool(axes):
-    raise ValueError(
-      f"axis_name={', '.join(sorted(axes))} in the optimizer needs gradients local, not global"
-      if axes
-      else "gradients must be global: nothing in the optimizer has an axis_name to average them"
-    )
+  named = f"axis_name={', '.join(sorted(axes))}"
+  if axes and config.gradients == "global":
+    raise ValueError(f"{named} in the optimizer needs gradients local, got global")
+  if not axes and config.gradients == "local":
+    raise ValueError("gradients must be global where nothing in the optimizer has an axis_name")
   if not axes:
     return None
-  (axis_name,) = axes if len(axes) == 1 else (", ".join(sorted(axes)),)
-  if mesh is None or axis_name not in mesh.shape:
-    raise ValueError(f"axis_name={axis_name!r} is not an axis of the mesh: pass --mesh data=N")
-  return axis_name
+  if mesh is None or not axes <= set(mesh.axis_names):
+    raise ValueError(f"{named} must be an axis of the mesh: pass --mesh data=N")
+  return tuple(name for name in mesh.axis_names if name in axes)
 
 
 def _as_json(config: Config) -> dict[str, Any]:
