@@ -56,7 +56,7 @@ def state_shardings(state: Any, mesh: Mesh, axis_name: AxisName | None = None) -
   """How a train state lies on the mesh.
 
   A leaf whose first axis the size of `fsdp` divides is split over it; a `PerWorker` leaf is
-  split over `axis_name`; all else is replicated.
+  split over `axis_name`, if there is one; all else is replicated.
   """
   check_mesh(mesh)
 
@@ -66,9 +66,10 @@ def state_shardings(state: Any, mesh: Mesh, axis_name: AxisName | None = None) -
     return NamedSharding(mesh, PartitionSpec(*front, *(("fsdp",) if split else ())))
 
   def of_node(node):
-    if isinstance(node, PerWorker):
-      return jax.tree.map(lambda leaf: of_leaf(leaf, (axis_name,)), node)
-    return of_leaf(node)
+    if not isinstance(node, PerWorker):
+      return of_leaf(node)
+    front = () if axis_name is None else (axis_name,)
+    return jax.tree.map(lambda leaf: of_leaf(leaf, front), node)
 
   return jax.tree.map(of_node, state, is_leaf=_is_per_worker)
 

@@ -230,6 +230,19 @@ def test_checkpoints_keep_each_workers_estimate_and_refuse_other_workers(tmp_pat
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("axis_name", [None, "data"])
+def test_with_fsdp_an_estimate_lies_as_its_parameter_does(axis_name):
+  optimizer = ef21(top_k(0.3), axis_name=axis_name)
+  mesh = parallel.make_mesh("data=4,fsdp=2")
+  state = optimizer.init(start())
+  front = () if axis_name is None else ("data",)
+  if axis_name is not None:
+    state = parallel.with_worker_axis(state, 4)
+  estimate = jax.device_put(state, parallel.state_shardings(state, mesh, axis_name)).estimate.tree
+  assert estimate["kernel"].sharding.spec == jax.P(*front, "fsdp")
+  assert estimate["gain"].sharding.spec == jax.P(*front)
+
+
 ODD_TREES = [
   {},
   {"empty": np.zeros((8, 0, 3)), "scalar": np.arange(8.0)},
