@@ -93,9 +93,11 @@ def ef21(
   check.one_of("init", init, _INITS)
 
   def init_fn(params):
-    zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _wide(p)), params)
+    def zeros():  # each time new arrays: a state that holds one twice cannot be donated
+      return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _wide(p)), params)
+
     metrics = {"bytes_sent": jnp.zeros([], jnp.float32)}
-    return Ef21State(jnp.zeros([], jnp.int32), PerWorker(zeros), zeros, metrics)
+    return Ef21State(jnp.zeros([], jnp.int32), PerWorker(zeros()), zeros(), metrics)
 
   def update_fn(updates, state, params=None, **extra_args):
     del params, extra_args
@@ -145,7 +147,8 @@ def _own(gradient: Any, axis_name: str | None) -> Any:
   if not _differs(gradient, axis_name) and _differs(own, axis_name):
     raise ValueError(
       f"ef21 needs each worker's own gradient, and got one that all workers along "
-      f"axis_name={axis_name!r} share: take it at jaxrl.parallel.vary(params, {axis_name!r})"
+      f"axis_name={axis_name!r} share: leave out what averages it in front of ef21, or take "
+      f"the gradient at jaxrl.parallel.vary(params, {axis_name!r})"
     )
   return own
 
