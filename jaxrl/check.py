@@ -61,10 +61,11 @@ def value_fn(method: str, function: Callable[..., Any] | None) -> Callable[..., 
   return function
 
 
-def params(method: str, tree: Any) -> None:
-  """Raises ValueError when `update` was called without `params`."""
+def params(method: str, tree: Any) -> Any:
+  """`tree`, the parameters; ValueError when `update` was called without them."""
   if tree is None:
     raise ValueError(f"{method} needs the parameters: call update(gradient, state, params)")
+  return tree
 
 
 def array(method: str, name: str, value: Any) -> Any:

@@ -263,7 +263,8 @@ def own_gradient(method: str, gradient: Any, axis_name: AxisName) -> Any:
   if _differs_along(own) - _differs_along(gradient):
     raise ValueError(
       f"{method} needs each worker's own gradient, and got one that all workers along "
-      f"axis_name={axis_name!r} share: take it at jaxrl.parallel.vary(params, {axis_name!r})"
+      f"axis_name={axis_name!r} share: leave out what averages it in front of {method}, or "
+      f"take the gradient at jaxrl.parallel.vary(params, {axis_name!r})"
     )
   return own
 

@@ -46,6 +46,9 @@ from .catalogue import (
 NAMES = ("num_examples", "num_classes", "num_groups", "steps", "epochs")
 REPLACEMENTS = ("sam", "squared_error")
 
+# Recipes of optax that call their learning rate otherwise.
+_OTHER_RECIPES = ("polyak_sgd", "optax.polyak_sgd")
+
 _MAX_LENGTH = 2000
 _MAX_DEPTH = 100
 _MAX_NUMBER = 1e100
@@ -380,7 +383,8 @@ def _made(
     kind=GRADIENT_TRANSFORMATION if is_element and not function.ours else function.kind,
     name=name,
     value=value,
-    recipe="learning_rate" in function.signature.parameters
+    recipe=name in _OTHER_RECIPES
+    or "learning_rate" in function.signature.parameters
     or any(part.recipe for part in _compose.parts_in([args, kwargs])),
     replaces=function.replaces,
   )

@@ -141,8 +141,26 @@ def eval_params(optimizer_state: Any, params: Any) -> Any:
   for state in _named_tuples(optimizer_state):
     own = getattr(sys.modules[type(state).__module__], "eval_params", None)
     if own is not None:
-      params = own(state, params)
+      answer = own(state, _masked_as(state, params))
+      params = _choose(lambda a, p: p if _is_masked(a) else a, answer, params)
   return params
+
+
+def _masked_as(state: Any, params: Any) -> Any:
+  """`params`, masked where a params-shaped field of a method's state is."""
+  shape = jax.tree.structure(params)
+  for field in state:
+    if jax.tree.structure(field, is_leaf=_is_masked) == shape:
+      return _choose(lambda f, p: f if _is_masked(f) else p, field, params)
+  return params
+
+
+def _choose(choice: Callable[[Any, Any], Any], masked: Any, params: Any) -> Any:
+  return jax.tree.map(choice, masked, params, is_leaf=_is_masked)
+
+
+def _is_masked(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
 
 
 def bad_leaf_name(params: Any, first_bad_leaf: int) -> str:

@@ -101,7 +101,10 @@ def ef21(
 
   def update_fn(updates, state, params=None, **extra_args):
     del params, extra_args
-    gradient = jax.tree.map(lambda g: g.astype(_wide(g)), _own(updates, axis_name))
+    gradient = updates
+    if axis_name is not None:
+      gradient = parallel.own_gradient("ef21", updates, axis_name)
+    gradient = jax.tree.map(lambda g: g.astype(_wide(g)), gradient)
     sent = state.estimate.tree, state.mean, gradient
 
     if init == "full":
@@ -130,33 +133,6 @@ def ef21(
     return estimate, mean, jnp.float32(size)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _own(gradient: Any, axis_name: str | None) -> Any:
-  """`gradient`, which has to be each worker's own along `axis_name`."""
-  if axis_name is None:
-    return gradient
-  try:
-    jax.lax.axis_size(axis_name)
-  except NameError as error:
-    raise ValueError(
-      f"axis_name={axis_name!r} is no axis of workers here: ef21 needs a step with local "
-      f"gradients over it (scripts.train --mesh {axis_name}=N --gradients local)"
-    ) from error
-  own = parallel.vary(gradient, axis_name)
-  if not _differs(gradient, axis_name) and _differs(own, axis_name):
-    raise ValueError(
-      f"ef21 needs each worker's own gradient, and got one that all workers along "
-      f"axis_name={axis_name!r} share: leave out what averages it in front of ef21, or take "
-      f"the gradient at jaxrl.parallel.vary(params, {axis_name!r})"
-    )
-  return own
-
-
-def _differs(tree: Any, axis_name: str) -> bool:
-  """Whether any leaf is typed as different between the workers; never under vmap and pmap."""
-  leaves = jax.tree.leaves(tree)
-  return any(axis_name in jax.typeof(x).manual_axis_type.varying for x in leaves)
 
 
 def _wide(x: Any) -> Any:

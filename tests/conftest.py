@@ -13,6 +13,9 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite(
+  "tests.properties", "tests.optimizer_properties", "tests.objective_properties"
+)
 from tests import tiers  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -203,8 +203,16 @@ class SeededState(train.NamedTuple):
   metrics: dict[str, jax.Array]
 
 
+class AnchoredState(train.NamedTuple):
+  """A state with a tree shaped like the parameters."""
+
+  anchor: dict[str, jax.Array]
+
+
 def eval_params(state, params):
-  """This file defines `SeededState`, so its answer is used for it."""
+  """This file defines both states, so its answer is used for them."""
+  if isinstance(state, AnchoredState):
+    return jax.tree.map(lambda w, anchor: w + anchor, params, state.anchor)
   return jax.tree.map(lambda w: w + state.metrics["shift"], params)
 
 
@@ -225,6 +233,19 @@ def test_seeds_metrics_and_answers_of_methods_are_honoured():
   assert [name for name in metrics if name.endswith("shift")]
   answer = train.eval_params(state.optimizer, state.params)
   chex.assert_trees_all_close(answer, jax.tree.map(lambda w: w + 1, state.params))
+
+
+def test_the_answer_of_a_masked_method_leaves_the_rest_alone():
+  def anchored():
+    def init(params):
+      return AnchoredState(params)
+
+    return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+
+  optimizer = optax.masked(anchored(), {"kernel": True, "bias": False})
+  params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+  answer = train.eval_params(optimizer.init(params), jax.tree.map(lambda w: 5 * w, params))
+  chex.assert_trees_all_equal(answer, {"kernel": jnp.full(2, 6.0), "bias": jnp.full(2, 5.0)})
 
 
 def test_mixed_precision_keeps_float32_parameters_and_losses():

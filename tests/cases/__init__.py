@@ -134,6 +134,11 @@ def _with_method(row: Row, file: str) -> Row:
   if row.method:
     return row
   here = {entry.name for entry in methods_of(file)} & names_in(row.spec)
+  if not here:
+    raise ValueError(
+      f"cases/{file}.py: {row.spec!r} calls no method of this folder: check the function's name "
+      "and its return annotation (CONTRIBUTING, Where a method goes)"
+    )
   if len(here) != 1:
     raise ValueError(f"cases/{file}.py: {row.spec!r} needs method=, one of {sorted(here)}")
   return dataclasses.replace(row, method=here.pop())
