@@ -239,6 +239,14 @@ def test_where_on_a_recipe_freezes_the_rest():
   assert first_update(optimizer("descent(1.0, where='bias$')", steps=2)) == (0.0, -2.5)
 
 
+def test_where_on_a_recipe_that_calls_its_learning_rate_otherwise():
+  made = spec.optimizer("polyak_sgd(max_learning_rate=0.5, where='kernel$')")
+  ones = optax.tree.ones_like(PARAMS)
+  updates, _ = made.update(ones, made.init(PARAMS), PARAMS, value=jnp.asarray(9.0))
+  assert jnp.all(updates["dense"]["bias"] == 0)
+  assert jnp.all(updates["dense"]["kernel"] < 0)
+
+
 def test_where_freezes_the_rest_when_a_learning_rate_is_inside():
   assert first_update(optimizer("around(sgd(0.5), where='kernel')")) == (-2.0, 0.0)
   assert first_update(optimizer("around(clip(1.0) | sgd(0.5), where='kernel')")) == (-0.5, 0.0)
