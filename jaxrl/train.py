@@ -85,44 +85,11 @@ def make_train(
     )
     return jax.tree.map(_strong, state)
 
+  settings = _Settings(run, objective, optimizer, steps_per_epoch, micro_batches, axis_name)
+
   def step(state, batch):
     with reduce.over(axis_name):
-      return step_on_batch(state, batch)
-
-  def step_on_batch(state, batch):
-    batch = {**batch, "epoch": state.step // steps_per_epoch}
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    key = key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    problem = _Problem(run, objective, state, batch, key)
-    if micro_batches == 1:
-      loss_at = functools.partial(_whole, problem)
-    else:
-      loss_at = functools.partial(_in_parts, problem, micro_batches)
-    own_params = state.params
-    if axis_name is not None:
-      loss_at = _of_one_worker(loss_at, axis_name)
-      own_params = parallel.vary(state.params, axis_name)
-    (value, after), gradient = jax.value_and_grad(loss_at, has_aux=True)(own_params)
-    value, metrics = reduce.worker_mean((value, after.metrics))
-    updates, optimizer_state = optimizer.update(
-      gradient,
-      state.optimizer,
-      state.params,
-      value=value,
-      grad=gradient,
-      value_fn=_oracle(problem, loss_at, micro_batches, axis_name),
-    )
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      "loss": value,
-      **metrics,
-      **collect_metrics((after.objective, optimizer_state)),
-      "first_bad_leaf": _first_bad_leaf(params),
-    }
-    after_step = TrainState(
-      state.step + 1, state.seed, params, optimizer_state, after.objective, after.model
-    )
-    return after_step, metrics
+      return _step(settings, state, batch)
 
   def evaluate(state, batch):
     params = eval_params(state.optimizer, state.params)
@@ -237,6 +204,66 @@ def accumulate(
   return loss(params)
 
 
+class _Settings(NamedTuple):
+  """What `make_train` was given."""
+
+  run: Callable[..., tuple[Any, Any]]
+  objective: oracle.Objective
+  optimizer: optax.GradientTransformationExtraArgs
+  steps_per_epoch: int
+  micro_batches: int
+  axis_name: parallel.AxisName | None
+
+
+def _step(
+  settings: _Settings, state: TrainState, batch: oracle.Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  problem = _problem(settings, state, batch)
+  loss_at, params = _loss_at(settings, problem), state.params
+  if settings.axis_name is not None:
+    params = parallel.vary(params, settings.axis_name)
+  (value, after), gradient = jax.value_and_grad(loss_at, has_aux=True)(params)
+  value, metrics = reduce.worker_mean((value, after.metrics))
+  updates, optimizer_state = settings.optimizer.update(
+    gradient,
+    state.optimizer,
+    state.params,
+    value=value,
+    grad=gradient,
+    value_fn=_oracle(settings, problem, loss_at),
+  )
+  params = optax.apply_updates(state.params, updates)
+  metrics = {
+    "loss": value,
+    **metrics,
+    **collect_metrics((after.objective, optimizer_state)),
+    "first_bad_leaf": _first_bad_leaf(params),
+  }
+  after_step = TrainState(
+    state.step + 1, state.seed, params, optimizer_state, after.objective, after.model
+  )
+  return after_step, metrics
+
+
+def _problem(settings: _Settings, state: TrainState, batch: oracle.Batch) -> "_Problem":
+  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  if settings.axis_name is not None:
+    key = jax.random.fold_in(key, jax.lax.axis_index(settings.axis_name))
+  batch = {**batch, "epoch": state.step // settings.steps_per_epoch}
+  return _Problem(settings.run, settings.objective, state, batch, key)
+
+
+def _loss_at(settings: _Settings, problem: "_Problem") -> Callable[..., Any]:
+  """The loss of this step's problem, and what an evaluation leaves, as a function of params."""
+  if settings.micro_batches == 1:
+    loss_at = functools.partial(_whole, problem)
+  else:
+    loss_at = functools.partial(_in_parts, problem, settings.micro_batches)
+  if settings.axis_name is None:
+    return loss_at
+  return _of_one_worker(loss_at, settings.axis_name)
+
+
 def _of_one_worker(loss_at: Callable[..., Any], axis_name: parallel.AxisName) -> Callable[..., Any]:
   """The worker's own loss, whose mean over the workers is the loss of the whole batch.
 
@@ -343,24 +370,19 @@ def _forward(run, params, model_state, key, calls: list[_Call]) -> oracle.Forwar
   return forward
 
 
-def _oracle(
-  problem: _Problem,
-  loss_at: Callable[..., Any],
-  micro_batches: int,
-  axis_name: parallel.AxisName | None,
-) -> oracle.Oracle:
+def _oracle(settings: _Settings, problem: _Problem, loss_at: Callable[..., Any]) -> oracle.Oracle:
   state = problem.state
 
   def value(params):
     return loss_at(params)[0]
 
-  if micro_batches > 1:
+  if settings.micro_batches > 1:
     return oracle.Oracle(value, state.params)
   objective_key, model_key = jax.random.split(problem.key)
 
   def forward_at(params):
-    if axis_name is not None:
-      params = parallel.local_or_mean_grads(params, axis_name)
+    if settings.axis_name is not None:
+      params = parallel.local_or_mean_grads(params, settings.axis_name)
     return _forward(problem.run, params, state.model, model_key, [])
 
   return oracle.objective_oracle(
