@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from . import check
+from . import check, processes
 from .oracle import PerWorker
 
 _CHECKSUMS = "checksums.json"
@@ -91,8 +91,7 @@ class Checkpoints:
     self._ranking = _Ranking(best_metric, best_mode)
     self._saving: int | None = None
     # Here rather than by Orbax, which sweeps in the background, even past the end of the run.
-    for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
-      shutil.rmtree(unfinished)
+    processes.of_first(self._sweep)
     with _quiet_orbax():
       self._manager = self._make_manager(keep)
     for step in self.steps():
@@ -180,6 +179,10 @@ class Checkpoints:
     with _quiet_orbax():
       self._manager.close()
 
+  def _sweep(self) -> None:
+    for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
+      shutil.rmtree(unfinished)
+
   def _make_manager(self, keep: int) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=_LatestAndBest(keep, self._ranking),
@@ -188,6 +191,7 @@ class Checkpoints:
     return ocp.CheckpointManager(self._directory, options=options)
 
   def _write_checksums(self) -> None:
+    """Orbax calls this in process 0 alone, when all processes have written."""
     (unfinished,) = self._directory.glob(f"{self._saving}{_UNFINISHED}*")
     sums = {name: _checksum(unfinished / name) for name in _files(unfinished)}
     (unfinished / _CHECKSUMS).write_text(json.dumps(sums))
@@ -200,18 +204,26 @@ class Checkpoints:
 
   def _restore_first(self, steps: Sequence[int], abstract_state: Any) -> Restored | None:
     self.wait()
-    damaged: dict[int, str] = {}
-    for step in steps:
-      damage = _damage(self._folder(step))
-      if damage is None:
-        restored = self._restore(step, abstract_state)
-        notes = self._put_aside(damaged)
-        return restored._replace(notes=tuple(f"{note}; took step {step}" for note in notes))
-      damaged[step] = damage
+    looked_at = processes.of_first(lambda: self._until_whole(steps))
+    damaged = {step: damage for step, damage in looked_at if damage is not None}
+    if len(damaged) < len(looked_at):
+      step = looked_at[-1][0]
+      restored = self._restore(step, abstract_state)
+      notes = self._put_aside(damaged)
+      return restored._replace(notes=tuple(f"{note}; took step {step}" for note in notes))
     if damaged:
       reasons = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
       raise CheckpointError(f"every checkpoint in {self._directory} is damaged ({reasons})")
     return None
+
+  def _until_whole(self, steps: Sequence[int]) -> list[tuple[int, str | None]]:
+    """What is wrong with each of `steps`, up to the first one that is whole."""
+    looked_at = []
+    for step in steps:
+      looked_at.append((step, _damage(self._folder(step))))
+      if looked_at[-1][1] is None:
+        break
+    return looked_at
 
   def _restore(self, step: int, abstract_state: Any) -> Restored:
     meta = self._meta(step)
@@ -228,15 +240,20 @@ class Checkpoints:
     return Restored(state, step, meta["metrics"], meta["extra"], ())
 
   def _put_aside(self, damaged: Mapping[int, str]) -> list[str]:
-    notes = []
-    for step, damage in damaged.items():
-      aside = self._directory / f"damaged-{step}"
+    if not damaged:
+      return []
+    processes.of_first(lambda: self._rename(damaged))
+    self._manager.reload()
+    return [
+      f"the checkpoint of step {step} is damaged ({damage}), moved to {_aside(step)}"
+      for step, damage in damaged.items()
+    ]
+
+  def _rename(self, steps: Collection[int]) -> None:
+    for step in steps:
+      aside = self._directory / _aside(step)
       shutil.rmtree(aside, ignore_errors=True)
       self._folder(step).rename(aside)
-      notes.append(f"the checkpoint of step {step} is damaged ({damage}), moved to {aside.name}")
-    if damaged:
-      self._manager.reload()
-    return notes
 
 
 class StopRequest:
@@ -443,6 +460,10 @@ def _damage(folder: pathlib.Path, only: str | None = None) -> str | None:
     if not intact:
       return f"{name} has changed"
   return None
+
+
+def _aside(step: int) -> str:
+  return f"damaged-{step}"
 
 
 def _files(folder: pathlib.Path) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import data, seeds, train
+from . import data, processes, seeds, train
 from .checkpoint import Checkpoints, stop_on_signals
-from .metrics import MetricsLog, Progress, plot_curves, write_json
+from .metrics import MetricsLog, NoLog, Progress, plot_curves, write_json
 from .parallel import Program
 
 _EVALUATION_BATCH = 512
@@ -129,18 +129,20 @@ def fit(
     state = restored.state if restored else run.program.init(run.options.seed)
     history = History(**restored.extra) if restored else History()
     start = restored.step if restored else 0
-    write_json(directory / "config.json", config)
-    log = _log(run, directory, start)
-    progress = Progress(
-      run.steps, run.options.batch_size, start_step=start, show=run.options.progress
-    )
+    writes = processes.is_first()
+    if writes:
+      write_json(directory / "config.json", config)
+    log = _log(run, directory, start) if writes else NoLog()
+    show = run.options.progress if writes else "off"
+    progress = Progress(run.steps, run.options.batch_size, start_step=start, show=show)
     with log, progress:
-      for note in restored.notes if restored else ():
+      for note in restored.notes if restored and writes else ():
         progress.say(note)
       state, history = _steps(run, start, state, history, checkpoints, log, progress)
   result = _result(run, state, history)
-  write_json(directory / "result.json", result)
-  plot_curves(directory / "metrics.csv", directory / "curves.png")
+  if writes:
+    write_json(directory / "result.json", result)
+    plot_curves(directory / "metrics.csv", directory / "curves.png")
   return result
 
 
@@ -153,7 +155,8 @@ def _log(run: Run, directory: pathlib.Path, start: int) -> MetricsLog | seeds.Me
 def _batches(run: Run, start: int) -> Iterator[data.Batch]:
   def stream(seed):
     split = run.dataset.splits["train"]
-    return data.batches(split, run.options.batch_size, seed=seed, start_step=start)
+    part = processes.part()
+    return data.batches(split, run.options.batch_size, seed=seed, start_step=start, part=part)
 
   if run.members:
     return seeds.stacked([stream(seed) for seed in run.members])
@@ -170,7 +173,7 @@ def _steps(
   progress: Progress,
 ) -> tuple[train.TrainState, History]:
   """The loop over steps, from wherever `state` is."""
-  options, program, bad_leaf = run.options, run.program, -1
+  options, program, bad_leaf, asked = run.options, run.program, -1, False
   every = options.checkpoint_every or run.steps_per_epoch
   batches = _batches(run, step)
   clock = _Clock(history.seconds)
@@ -178,7 +181,9 @@ def _steps(
     while step < run.steps and not _out_of_patience(options, history):
       # One step late, so that the device never waits for the host.
       _check_finite(state.params, bad_leaf, step)
+      stopping = bool(asked)
       state, metrics = program.step(state, program.place(next(batches)))
+      asked = processes.on_any(stop.requested)
       step += 1
       bad_leaf = metrics.pop("first_bad_leaf")
       log.write(step, metrics)
@@ -189,14 +194,15 @@ def _steps(
         history = history.after_epoch(validation[run.ranking], run.higher_is_better)
         log.write(step, validation)
         progress.epoch(history.epochs, options.epochs, {"loss": metrics["loss"], **validation})
-      if step % every == 0 or step == run.steps or stop.requested:
+      if step % every == 0 or step == run.steps or stopping:
         _check_finite(state.params, bad_leaf, step)
         log.flush()
         history = history._replace(seconds=clock.seconds())
         checkpoints.save(step, state, validation, history._asdict())
-      if stop.requested:
+      if stopping:
         checkpoints.wait()
-        raise Stopped(f"{stop.signal}: step {step} is saved; the same command goes on from there")
+        why = stop.signal or "another process was stopped"
+        raise Stopped(f"{why}: step {step} is saved; the same command goes on from there")
   return state, history
 
 
@@ -223,7 +229,7 @@ def _check_finite(params: Any, first_bad_leaf: jax.Array | int, step: int) -> No
 def _evaluated(run: Run, state: train.TrainState, split: str) -> dict[str, float]:
   program = run.program
   size = -(-_EVALUATION_BATCH // program.places) * program.places
-  batches = data.eval_batches(run.dataset.splits[split], size)
+  batches = data.eval_batches(run.dataset.splits[split], size, part=processes.part())
   means = train.mean_metrics([program.evaluate(state, program.place(batch)) for batch in batches])
   return {f"{split}/{name}": value for name, value in means.items()}
 

@@ -135,6 +135,22 @@ class MetricsLog:
     self._file = self._path.open("a", newline="", buffering=1)
 
 
+class NoLog(MetricsLog):
+  """The log of a process that writes nothing, since another one does."""
+
+  def __init__(self):
+    pass
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Drops the values."""
+
+  def flush(self) -> None:
+    """Nothing is waiting."""
+
+  def close(self) -> None:
+    """Nothing is open."""
+
+
 def read_metrics(path: PathLike) -> list[dict[str, float]]:
   """The rows of a `metrics.csv`, each without its empty cells."""
   rows = _read(pathlib.Path(path))[1]

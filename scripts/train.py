@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from jaxrl import check, data, models, parallel, seeds, spec, train
+from jaxrl import check, data, models, parallel, processes, seeds, spec, train
 from jaxrl.checkpoint import CheckpointError
 from jaxrl.fit import Options, Run, Stopped, fit
 from jaxrl.metrics import table, write_json
@@ -34,6 +34,9 @@ _MATTERS_NOT = (
   "resume",
   "progress",
   "debug",
+  "coordinator",
+  "num_processes",
+  "process_id",
 )
 
 
@@ -87,6 +90,12 @@ class Config:
   """A live bar, a line an epoch, or nothing but the final table; auto: a bar on a terminal."""
   debug: bool = False
   """Show tracebacks of errors in the configuration."""
+  coordinator: str | None = None
+  """HOST:PORT of process 0 of several, each started by this command; found on clusters."""
+  num_processes: int | None = None
+  """How many there are."""
+  process_id: int | None = None
+  """The number of this one, from 0."""
 
 
 def prepare(config: Config) -> Run:
@@ -99,13 +108,16 @@ def prepare(config: Config) -> Run:
     check.whole(name, getattr(config, name), 1)
   for name in ("patience", "checkpoint_every", "seed"):
     check.whole(name, getattr(config, name), 0)
+  if config.mesh is None and jax.process_count() > 1:
+    raise ValueError(f"{jax.process_count()} processes need a mesh: pass --mesh data=N")
   mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
   axis_name = _worker_axes(config, mesh)
   if mesh is not None and config.batch_size % mesh.size:
     places = f"a multiple of the {mesh.size} places of the mesh"
     raise ValueError(f"batch_size must be {places}, got {config.batch_size}")
   dataset = data.load(config.dataset, config.data_dir)
-  batch = next(data.batches(dataset.splits["train"], config.batch_size, seed=config.seed))
+  split, part = dataset.splits["train"], processes.part()
+  batch = next(data.batches(split, config.batch_size, seed=config.seed, part=part))
   parts = _train(config, dataset, batch, axis_name)
   members = _lockstep(config, mesh)
   if members:
@@ -189,7 +201,9 @@ def _directory(config: Config) -> pathlib.Path:
   candidates = itertools.chain(
     [base], (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))
   )
-  return next(path for path in candidates if not path.exists())
+  return pathlib.Path(
+    processes.of_first(lambda: str(next(path for path in candidates if not path.exists())))
+  )
 
 
 def _one_after_the_other(config: Config, run: Run, directory: pathlib.Path) -> dict[str, Any]:
@@ -208,7 +222,8 @@ def _one_after_the_other(config: Config, run: Run, directory: pathlib.Path) -> d
     "seconds": sum(result["seconds"] for result in results.values()),
   }
   result["examples_per_second"] = result["steps"] * config.batch_size / result["seconds"]
-  write_json(directory / "result.json", result)
+  if processes.is_first():
+    write_json(directory / "result.json", result)
   return result
 
 
@@ -235,13 +250,14 @@ def main() -> None:
   """The command line."""
   config = tyro.cli(Config, prog="python -m scripts.train")
   try:
+    processes.start(config.coordinator, config.num_processes, config.process_id)
     run = prepare(config)
   except (ValueError, TypeError) as error:
     if config.debug:
       raise
     _leave(2, error)
-  directory = _directory(config)
   try:
+    directory = _directory(config)
     if config.seeds > 1 and not run.members:
       result = _one_after_the_other(config, run, directory)
     else:
@@ -252,7 +268,11 @@ def main() -> None:
     _leave(1, error)
   except Stopped as error:
     _leave(143, error)
-  print(_final_table(run, result, directory))
+  except jax.errors.JaxRuntimeError as error:
+    processes.leave_if_lost(error)
+    raise
+  if processes.is_first():
+    print(_final_table(run, result, directory))
 
 
 def _leave(code: int, error: Exception) -> NoReturn:
