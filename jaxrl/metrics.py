@@ -218,6 +218,7 @@ class Progress:
     self._lines = show == "lines"
     self._batch_size = batch_size
     self._next_look = 0.0
+    self._newest: dict[str, Any] = {}
     self._step_values = ""
     self._epoch_values = ""
     self._bar = None
@@ -235,8 +236,9 @@ class Progress:
     if self._bar is None:
       return
     now = time.monotonic()
-    shown = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics}
-    if now >= self._next_look and all(map(_is_ready, shown.values())):
+    # Those of the step before: this one's are hardly ever there yet.
+    shown, self._newest = self._newest, _loss_and_accuracy(metrics)
+    if now >= self._next_look and shown and all(map(_is_ready, shown.values())):
       self._next_look = now + _SECONDS_BETWEEN_LOOKS
       self._step_values = _line(shown)
       self._show_values()
@@ -244,10 +246,10 @@ class Progress:
 
   def epoch(self, epoch: int, epochs: int, values: Mapping[str, Any]) -> None:
     """The `epoch`-th of `epochs` is done, with these values."""
-    self._epoch_values = _line(values)
     if self._lines:
-      print(f"epoch {epoch}/{epochs}  {self._epoch_values}", file=self._stream, flush=True)
+      print(f"epoch {epoch}/{epochs}  {_line(values)}", file=self._stream, flush=True)
     elif self._bar is not None:
+      self._epoch_values = _line({name: x for name, x in values.items() if name != "loss"})
       self._show_values()
 
   def say(self, line: str) -> None:
@@ -373,6 +375,10 @@ def _merged(
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
   fetched = jax.device_get(dict(values))
   return {name: float(fetched[name]) for name in values}
+
+
+def _loss_and_accuracy(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: metrics[name] for name in ("loss", "accuracy") if name in metrics}
 
 
 def _is_ready(value: Any) -> bool:
