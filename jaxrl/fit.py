@@ -138,6 +138,8 @@ def fit(
     with log, progress:
       for note in restored.notes if restored and writes else ():
         progress.say(note)
+      if writes and start == run.steps:
+        progress.say(f"{directory} is complete: nothing is left to train")
       state, history = _steps(run, start, state, history, checkpoints, log, progress)
   result = _result(run, state, history)
   if writes:

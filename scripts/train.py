@@ -29,6 +29,7 @@ _MATTERS_NOT = (
   "mesh",
   "out",
   "data_dir",
+  "download",
   "checkpoint_every",
   "keep",
   "resume",
@@ -49,7 +50,7 @@ class Config:
   """
 
   dataset: str = "digits"
-  """Data set: digits or diabetes."""
+  """A name such as digits or mnist, an .npz file or a folder of images (jaxrl.data.load)."""
   model: str = "cnn"
   """Model: cnn or mlp."""
   objective: str = "cross_entropy()"
@@ -80,12 +81,14 @@ class Config:
   """Folder of all runs."""
   data_dir: pathlib.Path | None = None
   """Folder of prepared data; by default $TFDS_DATA_DIR or a cache of the user's."""
+  download: bool = False
+  """Let TFDS download and prepare a data set that is not there."""
   checkpoint_every: int = 0
   """Steps between checkpoints; 0 writes one an epoch."""
   keep: int = 3
   """Latest checkpoints to keep; the best one by validation is kept besides."""
   resume: bool = True
-  """Go on from the run's last checkpoint; otherwise a new folder is taken."""
+  """Go on from the run's last checkpoint; otherwise train anew in another folder."""
   progress: Literal["auto", "bar", "lines", "off"] = "auto"
   """A live bar, a line an epoch, or nothing but the final table; auto: a bar on a terminal."""
   debug: bool = False
@@ -115,7 +118,7 @@ def prepare(config: Config) -> Run:
   if mesh is not None and config.batch_size % mesh.size:
     places = f"a multiple of the {mesh.size} places of the mesh"
     raise ValueError(f"batch_size must be {places}, got {config.batch_size}")
-  dataset = data.load(config.dataset, config.data_dir)
+  dataset = data.load(config.dataset, config.data_dir, download=config.download)
   split, part = dataset.splits["train"], processes.part()
   batch = next(data.batches(split, config.batch_size, seed=config.seed, part=part))
   parts = _train(config, dataset, batch, axis_name)
@@ -195,7 +198,8 @@ def _directory(config: Config) -> pathlib.Path:
   """The run's folder: by name, or named after what matters in the configuration."""
   matters = {k: v for k, v in _as_json(config).items() if k not in _MATTERS_NOT}
   digest = hashlib.sha1(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
-  base = config.out / (config.name or f"{config.dataset}-{config.model}-{digest}")
+  dataset = "-".join(pathlib.Path(config.dataset).parts[-2:]).removesuffix(".npz")
+  base = config.out / (config.name or f"{dataset}-{config.model}-{digest}")
   if config.resume:
     return base
   candidates = itertools.chain(

@@ -105,6 +105,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(monkeypatch, capsys, t
   monkeypatch.setattr(sys, "argv", arguments)
   train.main()
   written = (tmp_path / "mine" / "result.json").read_text()
+  capsys.readouterr()
+  train.main()
+  assert "mine is complete: nothing is left to train" in capsys.readouterr().err
   monkeypatch.setattr(sys, "argv", [*arguments, "--seed", "7"])
   capsys.readouterr()
   with pytest.raises(SystemExit) as exit_info:
