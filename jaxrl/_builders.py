@@ -84,7 +84,73 @@ class Diabetes(_SklearnBuilder):
     return _standardised(splits, ["inputs", "targets"])
 
 
-BUILDERS = {builder.name: builder for builder in (Digits, Diabetes)}
+class _Table(_SklearnBuilder):
+  """Rows of measurements, standardised by the training split; a fifth each to hold out."""
+
+  num_inputs: int
+  num_outputs: int
+
+  def _columns(self) -> dict[str, Any]:
+    return {"inputs": tfds.features.Tensor(shape=(self.num_inputs,), dtype=np.float32)}
+
+  def _load(self) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn import datasets
+
+    return getattr(datasets, f"load_{self.name}")(return_X_y=True)
+
+
+class _Classes(_Table):
+  """A table with a class for each row; every split has the same share of each class."""
+
+  def _columns(self) -> dict[str, Any]:
+    labels = tfds.features.ClassLabel(num_classes=self.num_outputs)
+    return {**super()._columns(), "labels": labels}
+
+  def _splits(self) -> dict[str, Arrays]:
+    inputs, labels = self._load()
+    held_out = len(labels) // 5
+    arrays = {"inputs": inputs, "labels": labels}
+    splits = _split(arrays, validation=held_out, test=held_out, stratify="labels")
+    return _standardised(splits, ["inputs"])
+
+
+class Iris(_Classes):
+  """Three species of iris from four measurements of the flower."""
+
+  name, num_inputs, num_outputs = "iris", 4, 3
+
+
+class Wine(_Classes):
+  """Three growers of wine from thirteen chemical measurements."""
+
+  name, num_inputs, num_outputs = "wine", 13, 3
+
+
+class BreastCancer(_Classes):
+  """Malignant (0) or benign (1) from thirty measurements of cell nuclei."""
+
+  name, num_inputs, num_outputs = "breast_cancer", 30, 2
+
+
+class Linnerud(_Table):
+  """Weight, waist and pulse from three exercises of twenty men."""
+
+  name, num_inputs, num_outputs = "linnerud", 3, 3
+
+  def _columns(self) -> dict[str, Any]:
+    targets = tfds.features.Tensor(shape=(self.num_outputs,), dtype=np.float32)
+    return {**super()._columns(), "targets": targets}
+
+  def _splits(self) -> dict[str, Arrays]:
+    inputs, targets = self._load()
+    held_out = len(targets) // 5
+    splits = _split({"inputs": inputs, "targets": targets}, validation=held_out, test=held_out)
+    return _standardised(splits, ["inputs", "targets"])
+
+
+BUILDERS = {
+  builder.name: builder for builder in (BreastCancer, Diabetes, Digits, Iris, Linnerud, Wine)
+}
 
 
 def _split(
