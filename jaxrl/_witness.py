@@ -4,7 +4,7 @@ The runtime of a process aborts as soon as another one is gone, with pages of it
 descriptors 1 and 2. Those lead here. A process that ends well says goodbye; otherwise
 this program knows, from what the runtime said or from its silence, who is gone.
 
-Run as a script, by nothing but the standard library: `python _witness.py PROCESS_ID`.
+Run as a script, by nothing but the standard library: `python _witness.py NAME`.
 """
 
 import re
@@ -22,14 +22,14 @@ _SILENT = re.compile(rb"heartbeats\):?\s*((?:[^\s,]*\d[\s,]+)+)")
 _FIRST_IS_GONE = re.compile(rb"leader task|Failed to send RPC to coordination service")
 
 
-def who_is_gone(said: bytes, process_id: str) -> str:
+def who_is_gone(said: bytes, name: str) -> str:
   """The end of a process in words, from what its runtime said about processes."""
   if silent := _SILENT.search(said):
     numbers = re.findall(rb"(\d+)(?=[\s,])", silent[1])
     return f"process {', '.join(sorted({n.decode() for n in numbers}))} is gone"
   if _FIRST_IS_GONE.search(said):
     return "process 0 is gone"
-  return "another process is gone" if said else f"process {process_id} was killed"
+  return "another process is gone" if said else f"{name} was killed"
 
 
 def main() -> None:

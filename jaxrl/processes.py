@@ -61,7 +61,7 @@ def start(
     _check(coordinator, num_processes, process_id)
   # SIGTERM is agreed on by `on_any`, which also works for a run that was resumed.
   jax.config.update("jax_enable_preemption_service", False)
-  _place_witness("of this machine" if process_id is None else str(process_id))
+  _place_witness("this process" if process_id is None else f"process {process_id}")
   jax.distributed.initialize(
     coordinator,
     num_processes,
@@ -165,14 +165,14 @@ def _largest() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
   return NamedSharding(mesh, PartitionSpec("devices")), jax.jit(jnp.max, out_shardings=everywhere)
 
 
-def _place_witness(process_id: str) -> None:
+def _place_witness(name: str) -> None:
   """Leads what the runtime writes to a witness; Python's own output stays where it is."""
   sys.stdout.flush()
   sys.stderr.flush()
   sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
   sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
   witness = subprocess.Popen(
-    [sys.executable, "-I", str(pathlib.Path(_witness.__file__)), process_id],
+    [sys.executable, "-I", str(pathlib.Path(_witness.__file__)), name],
     stdin=subprocess.PIPE,
     stdout=subprocess.DEVNULL,
     start_new_session=True,
