@@ -1,10 +1,13 @@
 """Small Flax models, and the two functions that the train step needs of any model."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from . import check
 
@@ -64,8 +67,7 @@ class Cnn(nn.Module):
   @nn.compact
   def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
     """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
-    if inputs.ndim != 4:
-      raise ValueError(f"cnn needs images [B, H, W, C], got inputs of shape {inputs.shape}")
+    _need_images("cnn", inputs)
     x = inputs
     for i, channels in enumerate(self.channels):
       for stride in (1 if i == 0 else 2, 1):
@@ -75,8 +77,162 @@ class Cnn(nn.Module):
     return nn.Dense(self.num_outputs)(x)
 
 
-MODELS = {"cnn": Cnn, "mlp": Mlp}
-CONVOLUTIONAL = ("cnn",)
+class ResNet(nn.Module):
+  """The residual network for small images of He et al. (2016): `6 n + 2` layers, three widths.
+
+  The first convolution keeps the resolution; every further width halves it. Shortcuts
+  between widths are 1 x 1 convolutions.
+
+  Attributes:
+    num_outputs: of the last layer.
+    widths: channels of each stage.
+    blocks: n, residual blocks a stage; 1 makes ResNet-8, 3 ResNet-20.
+    norm: `batch` for BatchNorm, or `group` for GroupNorm, whose examples are independent.
+  """
+
+  num_outputs: int
+  widths: tuple[int, ...] = (16, 32, 64)
+  blocks: int = 1
+  norm: str = "batch"
+
+  def __post_init__(self):
+    check.one_of("norm", self.norm, ("batch", "group"))
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+    """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
+    _need_images("resnet", inputs)
+
+    def conv(x, width, size, stride=1):
+      x = nn.Conv(width, (size, size), strides=stride, use_bias=False)(x)
+      if self.norm == "group":
+        return nn.GroupNorm(num_groups=math.gcd(_GROUPS, width))(x)
+      return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+    x = nn.relu(conv(inputs, self.widths[0], 3))
+    for stage, width in enumerate(self.widths):
+      for block in range(self.blocks):
+        stride = 2 if stage and not block else 1
+        same = stride == 1 and x.shape[-1] == width
+        shortcut = x if same else conv(x, width, 1, stride)
+        x = conv(nn.relu(conv(x, width, 3, stride)), width, 3)
+        x = nn.relu(x + shortcut)
+    return nn.Dense(self.num_outputs)(x.mean(axis=(1, 2)))
+
+
+class Block(nn.Module):
+  """Attention and two dense layers, each behind a LayerNorm and added to its input."""
+
+  heads: int
+  dropout: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    """`x [B, T, width]` after the block; position t sees those where `mask` is 1."""
+    width = x.shape[-1]
+    dropout = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
+    attention = nn.MultiHeadDotProductAttention(
+      self.heads, dtype=x.dtype, force_fp32_for_softmax=True
+    )
+    x = x + dropout()(attention(nn.LayerNorm()(x), mask=mask))
+    hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
+    return x + dropout()(nn.Dense(width)(hidden))
+
+
+class Vit(nn.Module):
+  """A Vision Transformer (Dosovitskiy et al., 2021): pre-norm, the mean of its tokens at the end.
+
+  Attributes:
+    num_outputs: of the last layer.
+    patch: side of the square patches, which are the tokens.
+    width: of a token.
+    depth: number of blocks.
+    heads: of the attention, a divisor of the width.
+    dropout: rate after attention, dense layers and embedding.
+  """
+
+  num_outputs: int
+  patch: int = 2
+  width: int = 64
+  depth: int = 4
+  heads: int = 4
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+    """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
+    _need_images("vit", inputs)
+    batch, height, width, channels = inputs.shape
+    if height % self.patch or width % self.patch:
+      need = f"height and width that are multiples of its patch of {self.patch}"
+      raise ValueError(f"vit needs {need}, got inputs of shape {inputs.shape}")
+    down, across = height // self.patch, width // self.patch
+    x = inputs.reshape(batch, down, self.patch, across, self.patch, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
+    x = nn.Dense(self.width)(x)
+    x = x + self.param("positions", _SMALL, (down * across, self.width))[None]
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    for _ in range(self.depth):
+      x = Block(self.heads, self.dropout)(x, train)
+    return nn.Dense(self.num_outputs)(nn.LayerNorm()(x).mean(axis=1))
+
+
+class Transformer(nn.Module):
+  """A decoder-only transformer: pre-norm, causal, with learned positions.
+
+  Attributes:
+    num_outputs: classes of a position, usually those of the next token.
+    vocabulary: number of tokens; `None` for as many as outputs.
+    max_length: positions that there are.
+    width: of a token.
+    depth: number of blocks.
+    heads: of the attention, a divisor of the width.
+    dropout: rate after attention, dense layers and embedding.
+  """
+
+  num_outputs: int
+  vocabulary: int | None = None
+  max_length: int = 256
+  width: int = 64
+  depth: int = 2
+  heads: int = 4
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+    """Outputs `[B, T, num_outputs]` of tokens `inputs [B, T]`; none sees a later token."""
+    if inputs.ndim != 2 or not jnp.issubdtype(inputs.dtype, jnp.integer):
+      got = f"{inputs.dtype} inputs of shape {inputs.shape}"
+      raise ValueError(f"transformer needs whole numbers as tokens [B, T], got {got}")
+    length = inputs.shape[1]
+    if length > self.max_length:
+      raise ValueError(f"transformer has max_length {self.max_length}, got {length} tokens")
+    x = nn.Embed(self.vocabulary or self.num_outputs, self.width, embedding_init=_SMALL)(inputs)
+    x = x + self.param("positions", _SMALL, (self.max_length, self.width))[None, :length]
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    for _ in range(self.depth):
+      x = Block(self.heads, self.dropout)(x, train, nn.make_causal_mask(inputs))
+    return nn.Dense(self.num_outputs)(nn.LayerNorm()(x))
+
+
+def _need_images(model: str, inputs: jax.Array) -> None:
+  if inputs.ndim != 4:
+    raise ValueError(f"{model} needs images [B, H, W, C], got inputs of shape {inputs.shape}")
+
+
+_GROUPS = 8
+_SMALL = nn.initializers.normal(0.02)
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+  "cnn": Cnn,
+  "mlp": Mlp,
+  "resnet": ResNet,
+  "resnet_gn": functools.partial(ResNet, norm="group"),
+  "transformer": Transformer,
+  "vit": Vit,
+}
+CONVOLUTIONAL = ("cnn", "resnet", "resnet_gn")
 
 
 def make(name: str, num_outputs: int) -> Model:

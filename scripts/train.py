@@ -52,7 +52,7 @@ class Config:
   dataset: str = "digits"
   """A name such as digits or mnist, an .npz file or a folder of images (jaxrl.data.load)."""
   model: str = "cnn"
-  """Model: cnn or mlp."""
+  """Model: cnn, mlp, resnet, resnet_gn (with GroupNorm), transformer (of tokens) or vit."""
   objective: str = "cross_entropy()"
   """What is minimised, such as "mixup() | cross_entropy()" or "elr() | group_dro()"."""
   optimizer: str = "sam(rho=0.05) | adamw(1e-3)"
