@@ -14,7 +14,15 @@ from sklearn import datasets
 
 from jaxrl import _builders, data
 
-SIZES = {"digits": (1200, 297, 300), "diabetes": (300, 71, 71)}
+SIZES = {
+  "breast_cancer": (343, 113, 113),
+  "diabetes": (300, 71, 71),
+  "digits": (1200, 297, 300),
+  "iris": (90, 30, 30),
+  "linnerud": (12, 4, 4),
+  "wine": (108, 35, 35),
+}
+CLASSES = {"breast_cancer": 2, "digits": 10, "iris": 3, "wine": 3}
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +46,13 @@ def start(script, *arguments):
   return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ})
 
 
-@pytest.mark.parametrize("name", data.NAMES)
+@pytest.mark.parametrize("name", data.SCIKIT_LEARN)
 def test_split_sizes(name, data_dir):
   dataset = data.load(name, data_dir)
   assert tuple(data.size(dataset.splits[split]) for split in data.SPLITS) == SIZES[name]
   assert dataset.num_examples == SIZES[name][0]
-  assert dataset.num_classes == {"digits": 10, "diabetes": None}[name]
-  assert dataset.num_groups == 2
+  assert dataset.num_classes == CLASSES.get(name)
+  assert dataset.num_groups == (2 if name in ("digits", "diabetes") else None)
 
 
 def test_digits_are_scikit_learns_each_exactly_once(digits):
@@ -106,6 +114,25 @@ def test_diabetes_is_standardised_by_its_training_split(diabetes):
   assert every["group"].sum() == (raw.data[:, 1] == 2).sum()
 
 
+@pytest.mark.parametrize("name", ["breast_cancer", "iris", "linnerud", "wine"])
+def test_tables_are_scikit_learns_up_to_scale(name, data_dir):
+  original, outputs = getattr(datasets, f"load_{name}")(return_X_y=True)
+  splits = data.load(name, data_dir).splits
+  column = "labels" if name in CLASSES else "targets"
+  inputs, found = (
+    np.concatenate([splits[split][c] for split in data.SPLITS]) for c in ("inputs", column)
+  )
+  np.testing.assert_allclose(splits["train"]["inputs"].mean(axis=0), 0, atol=1e-5)
+  np.testing.assert_allclose(splits["train"]["inputs"].std(axis=0), 1, rtol=1e-4)
+  np.testing.assert_allclose(
+    np.corrcoef(np.column_stack([inputs, found]), rowvar=False),
+    np.corrcoef(np.column_stack([original, outputs]), rowvar=False),
+    atol=1e-5,
+  )
+  if name in CLASSES:
+    assert np.bincount(found).tolist() == np.bincount(outputs).tolist()
+
+
 def test_a_second_load_reads_the_same(digits, data_dir):
   again = data.load("digits", data_dir)
   for split in data.SPLITS:
@@ -115,7 +142,7 @@ def test_a_second_load_reads_the_same(digits, data_dir):
 
 @pytest.mark.parametrize(
   ("name", "hint"),
-  [("digit", "did you mean 'digits'?"), ("imagenet", "there are diabetes, digits")],
+  [("digit", "did you mean 'digits'?"), ("grosbeaks", "there are breast_cancer, diabetes, digits")],
 )
 def test_unknown_names(name, hint):
   with pytest.raises(ValueError, match="no data set") as error:
