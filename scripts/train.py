@@ -18,11 +18,12 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from jaxrl import check, data, models, parallel, processes, seeds, spec, train
+from jaxrl import check, data, models, parallel, processes, seeds, spec, train, trouble
 from jaxrl.checkpoint import CheckpointError
 from jaxrl.fit import Options, Run, Stopped, fit
 from jaxrl.metrics import table, write_json
 from jaxrl.reduce import AxisName
+from jaxrl.trouble import Options as Trouble
 
 _MATTERS_NOT = (
   "name",
@@ -83,6 +84,8 @@ class Config:
   """Folder of prepared data; by default $TFDS_DATA_DIR or a cache of the user's."""
   download: bool = False
   """Let TFDS download and prepare a data set that is not there."""
+  trouble: tyro.conf.OmitArgPrefixes[Trouble] = dataclasses.field(default_factory=Trouble)
+  """What makes the data harder; nothing by default."""
   checkpoint_every: int = 0
   """Steps between checkpoints; 0 writes one an epoch."""
   keep: int = 3
@@ -119,6 +122,7 @@ def prepare(config: Config) -> Run:
     places = f"a multiple of the {mesh.size} places of the mesh"
     raise ValueError(f"batch_size must be {places}, got {config.batch_size}")
   dataset = data.load(config.dataset, config.data_dir, download=config.download)
+  dataset = trouble.apply(dataset, config.trouble)
   split, part = dataset.splits["train"], processes.part()
   batch = next(data.batches(split, config.batch_size, seed=config.seed, part=part))
   parts = _train(config, dataset, batch, axis_name)
@@ -191,6 +195,8 @@ def _worker_axes(config: Config, mesh: Mesh | None) -> AxisName | None:
 
 def _as_json(config: Config) -> dict[str, Any]:
   values = dataclasses.asdict(config)
+  if config.trouble == Trouble():
+    del values["trouble"]  # Runs from before there was any can be gone on with.
   return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in values.items()}
 
 
