@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import data, processes, seeds, train
+from . import data, predictions, processes, seeds, train
 from .checkpoint import Checkpoints, stop_on_signals
 from .metrics import MetricsLog, NoLog, Progress, plot_curves, write_json
 from .parallel import Program
@@ -142,6 +142,8 @@ def fit(
         progress.say(f"{directory} is complete: nothing is left to train")
       state, history = _steps(run, start, state, history, checkpoints, log, progress)
   result = _result(run, state, history)
+  if run.dataset.num_classes:
+    _write_predictions(run, state, directory)
   if writes:
     write_json(directory / "result.json", result)
     plot_curves(directory / "metrics.csv", directory / "curves.png")
@@ -229,11 +231,30 @@ def _check_finite(params: Any, first_bad_leaf: jax.Array | int, step: int) -> No
 
 
 def _evaluated(run: Run, state: train.TrainState, split: str) -> dict[str, float]:
+  batches = _evaluation_batches(run, split)
+  means = train.mean_metrics([run.program.evaluate(state, batch) for batch in batches])
+  return {f"{split}/{name}": value for name, value in means.items()}
+
+
+def _evaluation_batches(run: Run, split: str) -> Iterator[Mapping[str, Any]]:
   program = run.program
   size = -(-_EVALUATION_BATCH // program.places) * program.places
   batches = data.eval_batches(run.dataset.splits[split], size, part=processes.part())
-  means = train.mean_metrics([program.evaluate(state, program.place(batch)) for batch in batches])
-  return {f"{split}/{name}": value for name, value in means.items()}
+  return map(program.place, batches)
+
+
+def _write_predictions(run: Run, state: train.TrainState, directory: pathlib.Path) -> None:
+  """The final predictions, of each member in its own folder."""
+  axis, splits = int(bool(run.members)), {}
+  for split in predictions.SPLITS:
+    batches = _evaluation_batches(run, split)
+    splits[split] = predictions.joined([run.program.predict(state, b) for b in batches], axis)
+  if not processes.is_first():
+    return
+  if not run.members:
+    predictions.write(directory, splits)
+  for i, seed in enumerate(run.members):
+    predictions.write(directory / f"seed-{seed}", jax.tree.map(lambda x, i=i: x[i], splits))
 
 
 def _result(run: Run, state: train.TrainState, history: History) -> dict[str, Any]:

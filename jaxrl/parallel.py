@@ -88,6 +88,7 @@ class Program(NamedTuple):
     abstract_state: its shapes, dtypes and shardings.
     step: `step(state, batch)`, jitted, the state donated.
     evaluate: `evaluate(state, batch)`, jitted.
+    predict: `predict(state, batch)`, jitted; the whole batch's predictions on every device.
     place: puts this process's part of a batch of NumPy arrays on its devices.
     places: the number of parts in which a batch is cut.
   """
@@ -96,6 +97,7 @@ class Program(NamedTuple):
   abstract_state: Any
   step: Any
   evaluate: Any
+  predict: Any
   place: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
   places: int
 
@@ -112,7 +114,8 @@ def lay_out(train: Any, mesh: Mesh | None, axis_name: AxisName | None, seed: int
   if mesh is None:
     shapes = jax.eval_shape(train.init, seed)
     step = jax.jit(train.step, donate_argnums=0)
-    return Program(jax.jit(train.init), shapes, step, jax.jit(train.evaluate), lambda b: b, 1)
+    evaluate, predict = jax.jit(train.evaluate), jax.jit(train.predict)
+    return Program(jax.jit(train.init), shapes, step, evaluate, predict, lambda b: b, 1)
   init, step = train.init, train.step
   if axis_name is not None:
     workers = math.prod(mesh.shape[name] for name in _names(axis_name))
@@ -120,7 +123,7 @@ def lay_out(train: Any, mesh: Mesh | None, axis_name: AxisName | None, seed: int
     step = per_worker_step(train.step, mesh, axis_name)
   shapes = jax.eval_shape(init, seed)
   states, batches = state_shardings(shapes, mesh, axis_name), batch_sharding(mesh)
-  scalars = NamedSharding(mesh, PartitionSpec())
+  everywhere = NamedSharding(mesh, PartitionSpec())
 
   def place(batch):
     put = functools.partial(jax.make_array_from_process_local_data, batches)
@@ -130,9 +133,10 @@ def lay_out(train: Any, mesh: Mesh | None, axis_name: AxisName | None, seed: int
     jax.jit(init, out_shardings=states),
     jax.tree.map(_with_sharding, shapes, states),
     jax.jit(
-      step, in_shardings=(states, batches), out_shardings=(states, scalars), donate_argnums=0
+      step, in_shardings=(states, batches), out_shardings=(states, everywhere), donate_argnums=0
     ),
-    jax.jit(train.evaluate, in_shardings=(states, batches), out_shardings=scalars),
+    jax.jit(train.evaluate, in_shardings=(states, batches), out_shardings=everywhere),
+    jax.jit(train.predict, in_shardings=(states, batches), out_shardings=everywhere),
     place,
     mesh.size,
   )

@@ -23,7 +23,7 @@ def together(train: Train, seeds: Sequence[int]) -> Train:
 
   `init` ignores the seed that it is given. Scalars come out as the mean over the members,
   by the name that one run gives them, and of each member, as `seed-3/loss`. Training
-  batches are stacked, evaluation batches shared.
+  batches are stacked, evaluation batches shared. Predictions have the axis over members.
   """
 
   def init(_seed):
@@ -39,7 +39,10 @@ def together(train: Train, seeds: Sequence[int]) -> Train:
     examples = sums.pop("examples")[0]
     return {**_named(sums, seeds), "examples": examples}
 
-  return Train(init, step, evaluate)
+  def predict(states, batch):
+    return jax.vmap(train.predict, in_axes=(0, None))(states, batch)
+
+  return Train(init, step, evaluate, predict)
 
 
 def stacked(streams: Sequence[Iterator[Batch]]) -> Iterator[Batch]:

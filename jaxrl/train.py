@@ -13,6 +13,8 @@ from . import check, oracle, parallel, reduce
 from .metrics import collect_metrics
 from .models import Model
 
+_OF_AN_EXAMPLE = ("labels", "group", "index", "mask")
+
 
 class TrainState(NamedTuple):
   """All that a run needs to go on; arrays only."""
@@ -26,15 +28,20 @@ class TrainState(NamedTuple):
 
 
 class Train(NamedTuple):
-  """The pure functions of a run: `init(seed)`, `step(state, batch)`, `evaluate(state, batch)`.
+  """The pure functions of a run.
+
+  They are `init(seed)`, `step(state, batch)`, `evaluate(state, batch)` and
+  `predict(state, batch)`.
 
   `step` returns the next state and a dictionary of scalars. `evaluate` returns sums over a
-  batch, to be added up by `mean_metrics`.
+  batch, to be added up by `mean_metrics`. `predict` returns the `logits` of a batch, next to
+  the columns of the batch that tell which example each row is about.
   """
 
   init: Callable[[Any], TrainState]
   step: Callable[[TrainState, oracle.Batch], tuple[TrainState, dict[str, jax.Array]]]
   evaluate: Callable[[TrainState, oracle.Batch], dict[str, jax.Array]]
+  predict: Callable[[TrainState, oracle.Batch], dict[str, jax.Array]]
 
 
 def make_train(
@@ -91,12 +98,19 @@ def make_train(
     with reduce.over(axis_name):
       return _step(settings, state, batch)
 
-  def evaluate(state, batch):
+  def outputs_of(state, batch):
     params = eval_params(state.optimizer, state.params)
     outputs, _ = run(params, state.model, batch["inputs"], jax.random.key(0), False)
-    return _evaluation_sums(oracle.named_outputs(outputs), batch)
+    return oracle.named_outputs(outputs)
 
-  return Train(init, step, evaluate)
+  def evaluate(state, batch):
+    return _evaluation_sums(outputs_of(state, batch), batch)
+
+  def predict(state, batch):
+    columns = {name: batch[name] for name in _OF_AN_EXAMPLE if name in batch}
+    return {"logits": outputs_of(state, batch)["logits"], **columns}
+
+  return Train(init, step, evaluate, predict)
 
 
 def eval_params(optimizer_state: Any, params: Any) -> Any:
