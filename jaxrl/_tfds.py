@@ -1,5 +1,6 @@
 """Any TFDS data set as a Dataset of random-access sources. Importing this imports TFDS."""
 
+import contextlib
 import difflib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
+from tensorflow_datasets.core import naming, read_only_builder, registered
 
 from . import data
 
@@ -51,7 +52,13 @@ def load(name: str, folder: pathlib.Path, download: bool) -> data.Dataset:
 
 
 def _builder(name: str, folder: pathlib.Path) -> Any:
+  """What reads the files, if they are there: the code that made them may need TensorFlow."""
   try:
+    bare, options = naming.parse_builder_name_kwargs(name, data_dir=folder)
+    if bare.namespace:
+      raise ValueError("names with a colon lead to other places")
+    with contextlib.suppress(registered.DatasetNotFoundError):
+      return read_only_builder.builder_from_files(str(bare), **options)
     return tfds.builder(name, data_dir=folder, file_format="array_record")
   except registered.DatasetNotFoundError as error:
     known = [*data.NAMES, *registered.list_imported_builders()]

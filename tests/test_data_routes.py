@@ -86,6 +86,16 @@ def test_any_tfds_name_is_read_at_random(tmp_path):
   assert rows_of(data.in_memory(again)) == rows_of(splits["validation"])
 
 
+def test_files_are_read_without_the_code_that_made_them(tmp_path):
+  """TFDS's own code of titanic needs TensorFlow to be imported."""
+  assert data.load("titanic", prepared(tmp_path, name="titanic")).num_examples == 36
+
+
+def test_no_name_leads_to_the_network(tmp_path):
+  with pytest.raises(ValueError, match="names with a colon lead to other places"):
+    data.load("huggingface:mnist", tmp_path, download=True)
+
+
 def test_without_a_test_split_tfds_validation_is_it(tmp_path):
   dataset = data.load("tiny_pictures", prepared(tmp_path, extra_split="validation"))
   assert rows_of(data.in_memory(dataset.splits["test"])) == expected_pictures(10, 1)
