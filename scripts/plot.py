@@ -15,11 +15,9 @@ import tyro
 
 from jaxrl import plots, predictions
 from jaxrl.metrics import read_metrics, table
+from scripts.train import MATTERS_NOT
 
-_NOT_COMPARED = (
-  *("seed", "seeds", "name", "out", "mesh", "data_dir", "download", "checkpoint_every", "keep"),
-  *("resume", "progress", "debug", "coordinator", "num_processes", "process_id"),
-)
+_NOT_COMPARED = (*MATTERS_NOT, "seed", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jaxrl.metrics import table, write_json
 from jaxrl.reduce import AxisName
 from jaxrl.trouble import Options as Trouble
 
-_MATTERS_NOT = (
+MATTERS_NOT = (
   "name",
   "mesh",
   "out",
@@ -40,6 +40,7 @@ _MATTERS_NOT = (
   "num_processes",
   "process_id",
 )
+"""Fields that change nothing about what is trained: a run goes on under others of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _as_json(config: Config) -> dict[str, Any]:
 
 def _directory(config: Config) -> pathlib.Path:
   """The run's folder: by name, or named after what matters in the configuration."""
-  matters = {k: v for k, v in _as_json(config).items() if k not in _MATTERS_NOT}
+  matters = {k: v for k, v in _as_json(config).items() if k not in MATTERS_NOT}
   digest = hashlib.sha1(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
   dataset = "-".join(pathlib.Path(config.dataset).parts[-2:]).removesuffix(".npz")
   base = config.out / (config.name or f"{dataset}-{config.model}-{digest}")
@@ -223,7 +224,7 @@ def _one_after_the_other(config: Config, run: Run, directory: pathlib.Path) -> d
     member = dataclasses.replace(config, seed=seed, seeds=1)
     seeded = run._replace(options=dataclasses.replace(run.options, seed=seed))
     folder = directory / f"seed-{seed}"
-    results[seed] = fit(seeded, folder, _as_json(member), ignore=_MATTERS_NOT)
+    results[seed] = fit(seeded, folder, _as_json(member), ignore=MATTERS_NOT)
   first = next(iter(results.values()))
   result = {
     **{name: first[name] for name in ("parameters", "optimizer_bytes_per_parameter")},
@@ -271,7 +272,7 @@ def main() -> None:
     if config.seeds > 1 and not run.members:
       result = _one_after_the_other(config, run, directory)
     else:
-      result = fit(run, directory, _as_json(config), ignore=_MATTERS_NOT)
+      result = fit(run, directory, _as_json(config), ignore=MATTERS_NOT)
   except CheckpointError as error:
     _leave(2, error)
   except FloatingPointError as error:
