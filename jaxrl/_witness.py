@@ -1,7 +1,7 @@
 """Beside each process of a run with several: says in one line why that process ended early.
 
 The runtime of a process aborts as soon as another one is gone, with pages of its own on file
-descriptors 1 and 2. Those lead here. A process that ends well says goodbye; otherwise
+descriptor 2. That descriptor leads here. A process that ends well says goodbye; otherwise
 this program knows, from what the runtime said or from its silence, who is gone.
 
 Run as a script, by nothing but the standard library: `python _witness.py NAME`.
@@ -13,7 +13,6 @@ import sys
 
 GOODBYE = b"goodbye\n"
 
-_REMARK = re.compile(rb"\[Gloo\] Rank \d+ is connected")
 _NEW_LINE = re.compile(rb"[IWEF]\d{4} ")
 _ABOUT_PROCESSES = re.compile(
   rb"coordination_service|preemption_sync|distributed service|Gloo|\*\*\* Check failure"
@@ -40,8 +39,6 @@ def main() -> None:
   for line in sys.stdin.buffer:
     if line == GOODBYE:
       return
-    if _REMARK.match(line):
-      continue
     if _ABOUT_PROCESSES.search(line):
       about_processes = True
     elif _NEW_LINE.match(line):

@@ -91,7 +91,7 @@ class Checkpoints:
     self._ranking = _Ranking(best_metric, best_mode)
     self._saving: int | None = None
     # Here rather than by Orbax, which sweeps in the background, even past the end of the run.
-    processes.of_first(self._sweep)
+    processes.of_first(self._make_tidy)
     with _quiet_orbax():
       self._manager = self._make_manager(keep)
     for step in self.steps():
@@ -179,12 +179,15 @@ class Checkpoints:
     with _quiet_orbax():
       self._manager.close()
 
-  def _sweep(self) -> None:
+  def _make_tidy(self) -> None:
+    self._directory.mkdir(parents=True, exist_ok=True)
     for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
       shutil.rmtree(unfinished)
 
   def _make_manager(self, keep: int) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
+      create=False,
+      multiprocessing_options=_waiting_without_devices(),
       preservation_policy=_LatestAndBest(keep, self._ranking),
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
     )
@@ -460,6 +463,14 @@ def _damage(folder: pathlib.Path, only: str | None = None) -> str | None:
     if not intact:
       return f"{name} has changed"
   return None
+
+
+def _waiting_without_devices() -> ocp.options.MultiprocessingOptions:
+  """Orbax's threads would else wait for other processes by collectives amid those of a step."""
+  several = jax.process_count() > 1
+  return ocp.options.MultiprocessingOptions(
+    active_processes=set(range(jax.process_count())) if several else None
+  )
 
 
 def _aside(step: int) -> str:

@@ -166,7 +166,10 @@ def _largest() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
 
 
 def _place_witness(name: str) -> None:
-  """Leads what the runtime writes to a witness; Python's own output stays where it is."""
+  """Leads file descriptor 2 to a witness; Python's own output stays where it is.
+
+  Descriptor 1 leads nowhere: all that comes there is Gloo's report of each connection.
+  """
   sys.stdout.flush()
   sys.stderr.flush()
   sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
@@ -178,9 +181,10 @@ def _place_witness(name: str) -> None:
     start_new_session=True,
   )
   assert witness.stdin is not None
-  for output in (1, 2):
-    os.dup2(witness.stdin.fileno(), output)
+  os.dup2(witness.stdin.fileno(), 2)
   witness.stdin.close()
+  with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 1)
   atexit.register(_say_goodbye, witness)
 
 

@@ -136,7 +136,8 @@ LOCAL = ["--optimizer", "ef21(top_k(0.1), axis_name='data') | sgd(0.1)"]
 
 @pytest.mark.parametrize("method", [[], pytest.param(LOCAL, marks=pytest.mark.full)])
 def test_two_processes_equal_one(method, tmp_path, monkeypatch, capsys):
-  arguments = ["--epochs", 1, *method]
+  # Few steps: Adam makes much of the last bits of gradients near 0.
+  arguments = ["--epochs", 1, "--batch-size", 240, *method]
   outputs, errors = run(tmp_path / "two", arguments)
   alone(tmp_path / "one", arguments, monkeypatch)
   assert_same_end(tmp_path / "two", tmp_path / "one", arguments, atol=1e-6)
@@ -161,7 +162,7 @@ def wait_for_a_checkpoint(folder, started, after=0):
 
 @pytest.mark.full
 def test_when_one_is_killed_the_others_say_so_and_the_run_goes_on(tmp_path):
-  arguments = ["--epochs", 12, "--checkpoint-every", 7]
+  arguments = ["--epochs", 5, "--checkpoint-every", 9]
   step = 0
   for victim in (1, 0):
     started = start(tmp_path / "killed", arguments)
