@@ -15,20 +15,23 @@ GOODBYE = b"goodbye\n"
 
 _NEW_LINE = re.compile(rb"[IWEF]\d{4} ")
 _ABOUT_PROCESSES = re.compile(
-  rb"coordination_service|preemption_sync|distributed service|Gloo|\*\*\* Check failure"
+  rb"coordination_service|preemption_sync|distributed service|[Gg]loo|\*\*\* Check failure"
 )
 _SILENT = re.compile(rb"heartbeats\):?\s*((?:[^\s,]*\d[\s,]+)+)")
 _FIRST_IS_GONE = re.compile(rb"leader task|Failed to send RPC to coordination service")
 
 
 def who_is_gone(said: bytes, name: str) -> str:
-  """The end of a process in words, from what its runtime said about processes."""
+  """The end of a process in words, from what its runtime said about processes.
+
+  Gloo, which connects CPUs, may abort before the runtime has found out who is gone.
+  """
   if silent := _SILENT.search(said):
     numbers = re.findall(rb"(\d+)(?=[\s,])", silent[1])
     return f"process {', '.join(sorted({n.decode() for n in numbers}))} is gone"
   if _FIRST_IS_GONE.search(said):
     return "process 0 is gone"
-  return "another process is gone" if said else f"{name} was killed"
+  return "the connection to another process broke" if said else f"{name} was killed"
 
 
 def main() -> None:
