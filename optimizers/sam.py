@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import check, oracle, parallel, reduce
+from jaxrl import check, oracle, parallel
+
+from ._sharpness import moved, scaled_to, wide
 
 replaces_gradient = True
 
@@ -128,9 +130,8 @@ def sam(
     radius = rho(state.count) if callable(rho) else rho
 
     def uphill(gradient):
-      perturbation = _scaled_to(_mean(gradient, sync), radius, eps)
-      perturbed = jax.tree.map(lambda w, e: (w + e).astype(w.dtype), params, perturbation)
-      return parallel.vary(perturbed, axes)
+      perturbation = scaled_to(_mean(gradient, sync), radius, eps)
+      return parallel.vary(moved(params, perturbation), axes)
 
     if slices == 1:
       gradient = jax.grad(value_fn)(uphill(updates))
@@ -161,20 +162,6 @@ def _mean_over_slices(
     gradient = gradient_at(uphill(gradient_at(params)))
     return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient), None
 
-  start = jax.tree.map(jnp.zeros_like, _wide(params))
+  start = jax.tree.map(jnp.zeros_like, wide(params))
   total, _ = jax.lax.scan(add, start, jnp.arange(slices))
   return jax.tree.map(lambda t, w: (t / slices).astype(w.dtype), total, params)
-
-
-def _wide(tree: Any) -> Any:
-  return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
-
-
-def _scaled_to(gradient: Any, radius: jax.typing.ArrayLike, eps: float) -> Any:
-  """radius * gradient / (norm + eps) in float32, with squares that cannot overflow."""
-  wide = _wide(gradient)
-  largest = optax.tree.norm(wide, ord=jnp.inf)
-  unit = jnp.where(largest > 0, largest, 1)
-  direction = jax.tree.map(lambda g: g / unit, wide)
-  scale = reduce.ratio(radius, optax.tree.norm(direction) + eps / unit)
-  return jax.tree.map(lambda d: scale * d, direction)
