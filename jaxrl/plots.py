@@ -122,7 +122,7 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Any:
   """
   tables = [rows for members in runs.values() for rows in members]
   names = dict.fromkeys(name for rows in tables for row in rows for name in row if name != "step")
-  figure, axes = _panels(len(names))
+  figure, axes = panels(len(names))
   for axis, name in zip(axes, names, strict=True):
     for label, members in runs.items():
       steps, values = common_points(members, name)
@@ -155,7 +155,7 @@ def common_points(
 
 def reliability_diagrams(runs: Mapping[str, Sequence[Predictions]], bins: int = 15) -> Any:
   """A panel for each entry of `runs`: the bins of all its members, and their mean ECE."""
-  figure, axes = _panels(len(runs))
+  figure, axes = panels(len(runs))
   for axis, (label, members) in zip(axes, runs.items(), strict=True):
     whole = {name: np.concatenate([own[name] for own in members]) for name in ("logits", "labels")}
     shown = reliability(whole, bins)
@@ -175,7 +175,7 @@ def accuracy_bars(runs: Mapping[str, Sequence[Predictions]], column: str) -> Any
   """A bar for each value of a column and each entry of `runs`, intervals over its members."""
   all_values = [own[column] for members in runs.values() for own in members]
   size = 1 + max(int(values.max()) for values in all_values)
-  figure, (axis,) = _panels(1, wide=True)
+  figure, (axis,) = panels(1, wide=True)
   width = 0.8 / len(runs)
   for i, (label, members) in enumerate(runs.items()):
     mean, half = interval([accuracy_by(own, column, size) for own in members])
@@ -194,7 +194,7 @@ def loss_histograms(runs: Mapping[str, Sequence[Predictions]]) -> Any:
     label: np.concatenate([losses(own) for own in members]) for label, members in runs.items()
   }
   edges = np.linspace(0, max(1e-6, *(own.max() for own in values.values())), 41)
-  figure, (axis,) = _panels(1, wide=True)
+  figure, (axis,) = panels(1, wide=True)
   for label, own in values.items():
     weights = np.full(len(own), 1 / len(own))
     axis.hist(own, edges, weights=weights, histtype="step", linewidth=1.5, label=label)
@@ -215,7 +215,7 @@ def _text(value: Interval, members: int) -> str:
   return f"{value.mean:.3f}" + (f" ± {value.half:.3f}" if members > 1 else "")
 
 
-def _panels(count: int, wide: bool = False) -> tuple[Any, Sequence[Any]]:
+def panels(count: int, wide: bool = False) -> tuple[Any, Sequence[Any]]:
   """A figure and its `count` axes, three in a row."""
   # A first import may report that it builds its font cache.
   logging.getLogger("matplotlib").setLevel(logging.ERROR)

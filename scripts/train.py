@@ -126,7 +126,7 @@ def prepare(config: Config) -> Run:
   dataset = trouble.apply(dataset, config.trouble)
   split, part = dataset.splits["train"], processes.part()
   batch = next(data.batches(split, config.batch_size, seed=config.seed, part=part))
-  parts = _train(config, dataset, batch, axis_name)
+  parts = assemble(config, dataset, batch, axis_name)
   members = _lockstep(config, mesh)
   if members:
     parts = seeds.together(parts, members)
@@ -137,7 +137,7 @@ def prepare(config: Config) -> Run:
   return Run(dataset, Options(**fields), program._replace(step=compiled), members)
 
 
-def _train(
+def assemble(
   config: Config, dataset: data.Dataset, batch: data.Batch, axis_name: AxisName | None
 ) -> train.Train:
   """The pure functions that the configuration's specs stand for."""
