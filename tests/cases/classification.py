@@ -4,6 +4,7 @@ from . import ObjectiveRow
 
 ROWS = [
   ObjectiveRow("cross_entropy()"),
+  ObjectiveRow("stablemax()"),
   ObjectiveRow(
     "maxsup(alpha=0.1)",
     limits=(("maxsup(alpha=0)", "cross_entropy()"),),

@@ -24,6 +24,48 @@ ROWS = [
     limits=(("sam(rho=0, slices=2)", "identity()"), ("sam(slices=1)", "sam()")),
   ),
   OptimizerRow(
+    "gam(rho=0.2) | sgd(0.1)",
+    evaluations=3,
+    limits=(
+      ("gam(rho=0, rho_prime=0)", "identity()"),
+      ("gam(rho_prime=0.05, alpha=1, gamma=0)", "sam(rho=0.05)"),
+      ("gam(rho=0, rho_prime=0.05, gamma=0)", "sam(rho=0.05)"),
+      ("gam(beta=1)", "gam(beta=1, h_minus='paper')"),
+    ),
+    bad={
+      "gam(rho=-1)": "rho must be at least 0, got -1",
+      "gam(rho_prime=-1)": "rho_prime must be at least 0, got -1",
+      "gam(alpha=2)": "alpha must be in [0, 1], got 2",
+      "gam(beta=-1)": "beta must be in [0, 1], got -1",
+      "gam(gamma=-1)": "gamma must be at least 0, got -1",
+      "gam(eps=-1)": "eps must be at least 0, got -1",
+      "gam(h_minus='g0')": "h_minus must be one of ['code', 'paper'], got 'g0'",
+    },
+  ),
+  OptimizerRow("gam(adaptive=True, h_minus='paper') | sgd(0.1)", evaluations=3),
+  OptimizerRow(
+    "gam_exact(rho=0.2, alpha=0.5) | sgd(0.1)",
+    evaluations=3,
+    limits=(
+      ("gam_exact(rho=0, alpha=1)", "identity()"),
+      ("gam_exact(rho=1, alpha=0)", "identity()"),
+    ),
+    bad={
+      "gam_exact(rho=-1, alpha=1)": "rho must be at least 0, got -1",
+      "gam_exact(rho=1, alpha=-1)": "alpha must be at least 0, got -1",
+      "gam_exact(rho=1, alpha=1, eps=-1)": "eps must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "gam_sam(rho=0.2, alpha=0.5) | sgd(0.1)",
+    evaluations=4,
+    limits=(
+      ("gam_sam(rho=1, alpha=0)", "sam(rho=0.05)"),
+      ("gam_sam(rho=0.2, alpha=0.5, rho_sam=0)", "gam_exact(rho=0.2, alpha=0.5)"),
+    ),
+    bad={"gam_sam(rho=1, alpha=1, rho_sam=-1)": "rho_sam must be at least 0, got -1"},
+  ),
+  OptimizerRow(
     "optimistic_omd(0.1, mirror=euclidean())",
     limits=(("optimistic_omd(0)", "set_to_zero()"),),
     bad={
@@ -56,4 +98,11 @@ ROWS = [
     },
   ),
   OptimizerRow("ef21(top_k(2), init='compressed') | sgd(0.1)"),
+  OptimizerRow(
+    "perp_grad() | sgd(0.1)",
+    bad={
+      "perp_grad(eps=-1)": "eps must be at least 0, got -1",
+      "perp_grad(tolerance=-1)": "tolerance must be at least 0, got -1",
+    },
+  ),
 ]

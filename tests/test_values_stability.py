@@ -1,0 +1,123 @@
+"""Values of methods against instability and sharp minima: official code, NumPy, closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from objectives.classification.cross_entropy import cross_entropy
+from objectives.classification.stablemax import log_stablemax, stablemax
+from optimizers.perp_grad import perp_grad
+from tests import values
+
+RNG = np.random.default_rng(0)
+
+
+def close(actual, expected, tolerance=1e-5):
+  np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def classifier(golden):
+  """The loss of the small classifier that the scripts of goldens train."""
+  inputs, labels = jnp.asarray(golden["inputs"]), jnp.asarray(golden["labels"])
+
+  def loss(params):
+    hidden = jnp.tanh(inputs @ params["first"] + params["bias"][None])
+    return jnp.mean(cross_entropy(hidden @ params["second"], labels))
+
+  return loss
+
+
+def assert_trains_as(golden, optimizer, run, state=None):
+  """In float64, the losses and the last parameters are those of the official run."""
+  loss, params = classifier(golden), jax.tree.map(jnp.asarray, golden["start"])
+  state = optimizer.init(params) if state is None else state
+
+  @jax.jit
+  def step(params, state):
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+  assert len(run["losses"]) >= 20
+  for expected in run["losses"]:
+    params, state, value = step(params, state)
+    close(value, expected, 1e-9)
+  for name, end in run["end"].items():
+    close(params[name], end, 1e-9)
+
+
+# perp_grad
+
+
+def test_perp_grad_is_the_official_one_for_thirty_steps():
+  with jax.enable_x64(True):
+    golden = values.load("perp_grad")
+    bases = {
+      "sgd": optax.sgd(0.3, momentum=0.8),
+      "adamw": optax.adamw(0.03, b2=0.99, weight_decay=0),
+    }
+    for name, base in bases.items():
+      assert_trains_as(golden, optax.chain(perp_grad(), base), golden["runs"][name])
+
+
+def test_perp_grad_is_perpendicular_to_each_tensor_and_as_long_as_the_gradient():
+  params = {"kernel": RNG.normal(size=(7, 3)), "bias": 1e-6 * RNG.normal(size=5)}
+  gradient = jax.tree.map(lambda w: jnp.asarray(1e4 * RNG.normal(size=w.shape) + w), params)
+  optimizer = perp_grad()
+  updates, _ = optimizer.update(gradient, optimizer.init(params), jax.tree.map(jnp.asarray, params))
+  for name, update in updates.items():
+    size, w = np.linalg.norm(gradient[name]), params[name] / np.linalg.norm(params[name])
+    close(np.linalg.norm(update), size)
+    assert abs(np.sum(update * w)) < 1e-5 * size
+
+
+def test_perp_grad_without_rescaling_is_a_projection():
+  w, gradient = RNG.normal(size=(2, 6))
+  updates, _ = perp_grad(rescale=False).update(jnp.asarray(gradient), (), jnp.asarray(w))
+  close(updates, (np.eye(6) - np.outer(w, w) / (w @ w)) @ gradient)
+
+
+def test_perp_grad_keeps_the_gradient_of_zeros_and_drops_a_parallel_one():
+  w = jnp.asarray(RNG.normal(size=9), jnp.float32)
+  params = {"zeros": jnp.zeros(9), "parallel": w, "scalar": jnp.array(0.3)}
+  gradient = {"zeros": w, "parallel": -1.7 * w, "scalar": jnp.array(2.0)}
+  updates, _ = perp_grad().update(gradient, (), params)
+  close(updates["zeros"], w, 1e-6)
+  np.testing.assert_array_equal(updates["parallel"], 0)
+  assert updates["scalar"] == 0
+
+
+# stablemax
+
+
+def test_stablemax_is_the_official_one_for_logits_small_and_large():
+  golden = values.load("stablemax")
+  labels, logits = jnp.asarray(golden["labels"]), jnp.asarray(golden["logits"], jnp.float32)
+  close(stablemax(logits, labels), golden["values"])
+  gradient = jax.grad(lambda logits: jnp.sum(stablemax(logits, labels)))(logits)
+  np.testing.assert_allclose(gradient, golden["gradient"], rtol=1e-4, atol=1e-12)
+
+
+def test_stablemax_of_classes_is_that_of_their_probabilities():
+  logits, labels = jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32), jnp.array([0, 2, 1, 1, 0])
+  close(stablemax(logits, jax.nn.one_hot(labels, 3)), stablemax(logits, labels))
+
+
+def test_stablemax_has_a_slope_of_one_at_zero():
+  def log_odds(x):  # log s(x) - log s(0)
+    log_p = log_stablemax(jnp.stack([x, jnp.zeros(())]))
+    return log_p[0] - log_p[1]
+
+  slopes = jax.vmap(jax.grad(log_odds))(jnp.array([-1e-6, 0.0, 1e-6, -3.0, 3.0]))
+  close(slopes, [1, 1, 1, 0.25, 0.25])
+
+
+def test_stablemax_still_has_a_gradient_where_the_softmax_has_none():
+  logits, labels = jnp.array([[200.0, 0.0, 0.0]]), jnp.array([0])
+  gradients = [
+    jax.grad(lambda logits, loss=loss: loss(logits, labels)[0])(logits)
+    for loss in (cross_entropy, stablemax)
+  ]
+  np.testing.assert_array_equal(gradients[0], 0)
+  close(gradients[1], [[1 / 203 - 1 / 201, 1 / 203, 1 / 203]], 1e-6)
