@@ -38,6 +38,7 @@ _KIND_OF_RETURN = {
   "Aggregator": "aggregator",
   "MirrorMap": "mirror map",
   "Projection": "projection",
+  "Mask": "mask",
 }
 
 

@@ -5,6 +5,7 @@ every hyper-parameter survives `optax.inject_hyperparams`.
 """
 
 import numbers
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -49,6 +50,14 @@ def record(name: str, value: Any, kind: type) -> None:
   """Raises TypeError unless `value` is a `kind`, a NamedTuple of functions."""
   if not isinstance(value, kind):
     raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+
+
+def regex(name: str, value: Any) -> re.Pattern[str]:
+  """The regular expression `value`, compiled; ValueError if it is none."""
+  try:
+    return re.compile(value)
+  except (re.error, OverflowError, RecursionError, TypeError) as error:
+    raise ValueError(f"{name} must be a regular expression, got {value!r}: {error}") from error
 
 
 def value_fn(method: str, function: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -10,6 +10,10 @@ ROWS = [
     bad={
       "sam(rho=-1)": "rho must be at least 0, got -1",
       "sam(eps=-1)": "eps must be at least 0, got -1",
+      "sam(adaptive=True, eta=-1)": "eta must be at least 0, got -1",
+      "sam(normalize='l1')": "normalize must be one of ['given', 'none', 'own'], got 'l1'",
+      "sam(ascent_steps=0)": "ascent_steps must be a whole number of at least 1, got 0",
+      "sam(mask=0.1)": "mask must be a Mask, got 0.1",
       "sam(slices=0)": "slices must be a whole number of at least 1, got 0",
       "sam(sync='data')": "sync must be among axis_name=None, got ('data',)",
       "sam(axis_name='data', sync=True)": "sync must be among axis_name='data', got (True,)",
@@ -66,6 +70,34 @@ ROWS = [
     bad={"gam_sam(rho=1, alpha=1, rho_sam=-1)": "rho_sam must be at least 0, got -1"},
   ),
   OptimizerRow(
+    "sam(rho=0.5, adaptive=True, ascent_steps=2) | sgd(0.1)",
+    evaluations=2,
+    limits=(
+      ("sam(rho=0, adaptive=True)", "identity()"),
+      ("sam(rho=0, normalize='none')", "identity()"),
+    ),
+  ),
+  OptimizerRow(
+    "sam(rho=0.2, mask=norm_layer_mask('bias')) | sgd(0.1)",
+    evaluations=1,
+    limits=(("sam(mask=norm_layer_mask('.'))", "sam()"),),
+    bad={"sam(mask=norm_layer_mask('('))": "where must be a regular expression, got '('"},
+    xfail={"odd_trees": "without a parameter to perturb the mask raises"},
+  ),
+  OptimizerRow(
+    "sam(rho=0.2, mask=fisher_mask(0.3, every=2)) | sgd(0.1)",
+    evaluations=1,
+    limits=(
+      ("sam(mask=fisher_mask(1))", "sam()"),
+      ("sam(mask=fisher_mask(0, exclude='^$'))", "identity()"),
+    ),
+    bad={
+      "sam(mask=fisher_mask(2))": "keep must be in [0, 1], got 2",
+      "sam(mask=fisher_mask(every=0.5))": "every must be a whole number of at least 1, got 0.5",
+      "sam(mask=fisher_mask(exclude='('))": "exclude must be a regular expression, got '('",
+    },
+  ),
+  OptimizerRow(
     "optimistic_omd(0.1, mirror=euclidean())",
     limits=(("optimistic_omd(0)", "set_to_zero()"),),
     bad={
@@ -103,6 +135,34 @@ ROWS = [
     bad={
       "perp_grad(eps=-1)": "eps must be at least 0, got -1",
       "perp_grad(tolerance=-1)": "tolerance must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "coordinate_clip(fraction=0.1) | sgd(0.1)",
+    limits=(
+      ("coordinate_clip(fraction=0)", "identity()"),
+      ("coordinate_clip(fraction=1)", "set_to_zero()"),
+    ),
+    bad={"coordinate_clip(fraction=1.5)": "fraction must be in [0, 1], got 1.5"},
+  ),
+  OptimizerRow(
+    "adam_coordinate_clip(0.02)",
+    limits=(("adam_coordinate_clip(0.02, fraction=0)", "adam(0.02)"),),
+    bad={
+      "adam_coordinate_clip(-1)": "learning_rate must be at least 0, got -1",
+      "adam_coordinate_clip(0.1, fraction=-1)": "fraction must be in [0, 1], got -1",
+      "adam_coordinate_clip(0.1, b1=1)": "b1 must be in [0, 1), got 1",
+      "adam_coordinate_clip(0.1, b2=1)": "b2 must be in [0, 1), got 1",
+      "adam_coordinate_clip(0.1, eps=-1)": "eps must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "gravity(0.1)",
+    limits=(("gravity(0)", "set_to_zero()"),),
+    bad={
+      "gravity(-1)": "learning_rate must be at least 0, got -1",
+      "gravity(alpha=-1)": "alpha must be at least 0, got -1",
+      "gravity(beta=1)": "beta must be in [0, 1), got 1",
     },
   ),
 ]
