@@ -1,0 +1,1 @@
+"""The landscape around parameters: pure functions of a loss and the parameters."""
