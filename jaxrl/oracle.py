@@ -197,14 +197,18 @@ class Oracle:
     loss_of: Callable[[Any], jax.Array] | None = None,
     losses: Callable[[Any], jax.Array] | None = None,
     of_slice: Callable[[Any, jax.typing.ArrayLike, int], jax.Array] | None = None,
+    of_rows: Callable[[Any, jax.Array, bool], jax.Array] | None = None,
+    batch: Batch | None = None,
   ):
     self._value = value
     self._params = params
-    self._parts: dict[str, Callable[..., Any] | None] = {
+    self._parts: dict[str, Any] = {
       "outputs": outputs,
       "loss_of": loss_of,
       "losses": losses,
       "of_slice": of_slice,
+      "of_rows": of_rows,
+      "batch": batch,
     }
 
   def __call__(self, params: Any) -> jax.Array:
@@ -227,7 +231,19 @@ class Oracle:
     """The loss on slice `index` of `slices` equal ones of the batch; their mean is the loss."""
     return self._part("of_slice")(self._filled(params), index, slices)
 
-  def _part(self, name: str) -> Callable[..., Any]:
+  def of_rows(self, params: Any, rows: jax.Array, *, share: bool = False) -> jax.Array:
+    """The loss on the rows `[B]` that are true, as if the others were masked.
+
+    With `share`, these rows' share of the loss: those of a partition add up to the loss.
+    """
+    return self._part("of_rows")(self._filled(params), rows, share)
+
+  @property
+  def batch(self) -> Batch:
+    """The columns of this step's batch, such as `group [B]`."""
+    return self._part("batch")
+
+  def _part(self, name: str) -> Any:
     part = self._parts[name]
     if part is None:
       raise TypeError(
@@ -249,7 +265,8 @@ def need_oracle(method: str, value_fn: Any) -> Oracle:
     return value_fn
   raise TypeError(
     f"{method} needs the parts of the loss: pass value_fn=jaxrl.oracle.Oracle(loss, "
-    f"params, outputs=..., loss_of=..., losses=..., of_slice=...), got {value_fn!r}"
+    "params, outputs=..., loss_of=..., losses=..., of_slice=..., of_rows=..., batch=...), "
+    f"got {value_fn!r}"
   )
 
 
@@ -275,7 +292,8 @@ def objective_oracle(
       batch (micro-batches).
 
   A slice goes through the objective as a micro-batch would, each from `state` and with
-  `key`: denominators are those of the whole batch, other statistics the slice's own.
+  `key`: denominators are those of the whole batch, other statistics the slice's own. Rows are
+  chosen by the mask: the model sees the whole batch, and so do statistics in its layers.
   """
 
   def terms_with(forward, batch=batch):
@@ -315,9 +333,33 @@ def objective_oracle(
     parts = map(reduce.ratio, numerators, map(reduce.batch_sum, norms))
     return slices * reduce.workers() * sum(parts, start=jnp.zeros(()))
 
+  def of_rows(params, rows, share):
+    own = terms_with(forward_at(params), {**batch, "mask": mask_of(batch, rows)})
+    # Only what the norms depend on is left of this pass once it is compiled.
+    whole = terms_with(forward_at(jax.lax.stop_gradient(params))) if share else own
+    norms = [reduce.batch_sum(jax.lax.stop_gradient(term.norm)) for term in whole]
+    parts = map(reduce.ratio, [sums(term)[0] for term in own], norms)
+    return reduce.workers() * sum(parts, start=jnp.zeros(()))
+
   if value is None:
     value = lambda params: total(terms_with(forward_at(params)))  # noqa: E731
-  return Oracle(value, params, outputs=outputs, loss_of=loss_of, losses=losses, of_slice=of_slice)
+  return Oracle(
+    value,
+    params,
+    outputs=outputs,
+    loss_of=loss_of,
+    losses=losses,
+    of_slice=of_slice,
+    of_rows=of_rows,
+    batch=batch,
+  )
+
+
+def mask_of(batch: Batch, rows: jax.Array) -> jax.Array:
+  """The mask of a batch, zero outside of the `rows [B]` that are true."""
+  kept = rows.astype(jnp.float32)
+  mask = batch.get("mask")
+  return kept if mask is None else mask * kept.reshape(kept.shape + (1,) * (mask.ndim - 1))
 
 
 def _batch_slice(batch: Batch, index: jax.typing.ArrayLike, slices: int) -> Batch:

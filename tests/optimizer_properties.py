@@ -469,5 +469,7 @@ def _step_on_part(optimizer: Any, carry: Carry, rest: Any, batch: problem.Data) 
     loss_of=whole.loss_of,
     losses=lambda part: whole.losses({**part, **rest}),
     of_slice=lambda part, *which: whole.of_slice({**part, **rest}, *which),
+    of_rows=lambda part, rows, share: whole.of_rows({**part, **rest}, rows, share=share),
+    batch=whole.batch,
   )
   return step_with(optimizer, carry, value_fn)

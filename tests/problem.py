@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import reduce
 from jaxrl.oracle import Oracle
 
-EXAMPLES, OUTPUTS = 8, 2
+EXAMPLES, OUTPUTS, GROUPS = 8, 2, 3
 
 
 class Data(NamedTuple):
@@ -76,7 +77,14 @@ def oracle(
     of_slice=lambda params, index, slices: oracle(params, _slice_of(batch, index, slices), model)(
       params
     ),
+    of_rows=lambda params, rows, share: _mean_of_rows(losses_of(outputs(params)), rows, share),
+    batch={"group": jnp.arange(len(batch.targets)) % GROUPS},
   )
+
+
+def _mean_of_rows(losses: jax.Array, rows: jax.Array, share: bool) -> jax.Array:
+  kept = rows.astype(losses.dtype)
+  return jnp.mean(kept * losses) if share else reduce.weighted_mean(losses, kept)
 
 
 def _slice_of(batch: Data, index: jax.typing.ArrayLike, slices: int) -> Data:

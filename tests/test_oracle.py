@@ -236,6 +236,24 @@ def test_slices_share_the_denominator_of_each_term_also_where_it_depends_on_the_
     np.testing.assert_allclose(jax.lax.map(of_slice, jnp.arange(3)).mean(), expected, rtol=1e-6)
 
 
+def test_rows_are_a_part_of_the_loss_or_a_loss_of_their_own():
+  batch = BATCH | {"mask": jnp.array([1.0, 0.5, 1.0]), "group": jnp.array([0, 1, 1])}
+  value_fn = oracle_of(oracle.lift(mean_output), (), params := jnp.array(2.0), batch=batch)
+  rows = [value_fn.batch["group"] == group for group in range(3)]  # their means are 1, 5 and 9
+  own = [value_fn.of_rows(params, row) for row in rows]
+  np.testing.assert_allclose(own, [1, (0.5 * 5 + 9) / 1.5, 0], rtol=1e-6)
+  shares = [value_fn.of_rows(params, row, share=True) for row in rows]
+  np.testing.assert_allclose(shares, [1 / 2.5, (0.5 * 5 + 9) / 2.5, 0], rtol=1e-6)
+  np.testing.assert_allclose(sum(shares), value_fn(params), rtol=1e-6)
+
+
+def test_rows_of_a_batch_without_mask_or_with_one_of_tokens():
+  rows = jnp.array([True, False])
+  np.testing.assert_array_equal(oracle.mask_of({}, rows), [1, 0])
+  tokens = {"mask": jnp.array([[1.0, 0.5], [1.0, 1.0]])}
+  np.testing.assert_array_equal(oracle.mask_of(tokens, rows), [[1, 0.5], [0, 0]])
+
+
 def test_outputs_need_a_single_forward_pass():
   def twice(state, forward, batch, key):
     values = mean_output(forward(batch["inputs"]) + forward(batch["inputs"]))
