@@ -165,4 +165,99 @@ ROWS = [
       "gravity(beta=1)": "beta must be in [0, 1), got 1",
     },
   ),
+  OptimizerRow(
+    "amp(epsilon=0.5) | sgd(0.1)",
+    evaluations=1,
+    limits=(
+      ("amp(inner_iter=0)", "clip_by_global_norm(50.0)"),
+      ("amp(epsilon=0, clip_norm=0.5)", "clip_by_global_norm(0.5)"),
+      ("amp(epsilon=1e9, ball='global')", "amp(epsilon=1e9)"),
+    ),
+    bad={
+      "amp(epsilon=-1)": "epsilon must be at least 0, got -1",
+      "amp(inner_lr=-1)": "inner_lr must be at least 0, got -1",
+      "amp(inner_iter=-1)": "inner_iter must be a whole number of at least 0, got -1",
+      "amp(ball='layer')": "ball must be one of ['global', 'tensor'], got 'layer'",
+      "amp(clip_norm=0)": "clip_norm must be above 0, got 0",
+    },
+  ),
+  OptimizerRow("amp(epsilon=0.3, inner_iter=3, ball='global') | sgd(0.1)", evaluations=3),
+  OptimizerRow(
+    "gradient_regularization(gamma=0.05, eps=0.1) | sgd(0.1)",
+    evaluations=1,
+    limits=(
+      ("gradient_regularization(gamma=0)", "identity()"),
+      ("gradient_regularization(gamma=0.05, eps=0.05, norm='norm')", "sam(rho=0.05)"),
+    ),
+    bad={
+      "gradient_regularization(gamma=-1)": "gamma must be at least 0, got -1",
+      "gradient_regularization(eps=0)": "eps must be above 0, got 0",
+      "gradient_regularization(method='upward')": "method must be one of ['backward', 'central',",
+      "gradient_regularization(norm='max')": "norm must be one of ['norm', 'squared'], got 'max'",
+    },
+  ),
+  OptimizerRow(
+    "gradient_regularization(gamma=0.05, method='backward', norm='norm') | sgd(0.1)", evaluations=1
+  ),
+  OptimizerRow("gradient_regularization(gamma=0.05, method='central') | sgd(0.1)", evaluations=2),
+  OptimizerRow("gradient_regularization(gamma=0.05, method='exact') | sgd(0.1)", evaluations=1),
+  OptimizerRow(
+    "ignite(rho=0.1, r=0.1, lam=0.1, eta=0.01) | sgd(0.1)",
+    evaluations=2,
+    workers="matter",
+    why="each worker's mean prediction is that of its own outputs",
+    limits=(
+      ("ignite(lam=0, eta=0)", "identity()"),
+      ("ignite(rho=0, epsilon=0)", "identity()"),
+      ("ignite(eta=0, clamp=True)", "ignite(eta=0, clamp=False)"),
+    ),
+    bad={
+      "ignite(rho=-1)": "rho must be at least 0, got -1",
+      "ignite(r=0)": "r must be above 0, got 0",
+      "ignite(eta=-1)": "eta must be at least 0, got -1",
+      "ignite(epsilon=-1)": "epsilon must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "booster(lam=0.5, alpha=0.1) | sgd(0.1)",
+    evaluations=3,
+    workers="matter",
+    why="an example by itself is a worker's whole batch, of one group",
+    limits=(
+      ("booster(lam=0)", "booster(alpha=0)"),
+      ("booster(harmful=9)", "identity()"),
+      ("booster(lam=0.5, harmful=9)", "booster(lam=2.0, harmful=9)"),
+    ),
+    bad={
+      "booster(lam=-1)": "lam must be at least 0, got -1",
+      "booster(alpha=-1)": "alpha must be at least 0, got -1",
+      "booster(harmful=-1)": "harmful must be a whole number of at least 0, got -1",
+      "booster(eps=-1)": "eps must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "sgtm({'kernel': (1, 3), 'bias': (0, 3)}) | sgd(0.1)",
+    evaluations=1,
+    workers="matter",
+    why="an example by itself is a worker's whole batch, of one group",
+    xfail={"odd_trees": "there is no parameter that `split` could find"},
+    limits=(
+      ("sgtm({'kernel': (1, 3)}, forget_group=9)", "identity()"),
+      ("sgtm({'kernel': (1, 8)})", "identity()"),
+      ("sgtm({'kernel': (1, 3)}, retain_group=9)", "sgtm({'kernel': (-1, 3)})"),
+    ),
+    bad={
+      "sgtm({'(': (0, 1)})": "split must be a regular expression, got '('",
+      "sgtm({'kernel': (0, -1)})": "number must be a whole number of at least 0, got -1",
+      "sgtm({}, forget_group=-1)": "forget_group must be a whole number of at least 0, got -1",
+      "sgtm({}, retain_group=0.5)": "retain_group must be a whole number of at least 0, got 0.5",
+    },
+  ),
+  OptimizerRow(
+    "sgtm({'kernel': (1, 3), 'bias': (0, 0)}, retain_group=2) | sgd(0.1)",
+    evaluations=3,
+    workers="matter",
+    why="an example by itself is a worker's whole batch, of one group",
+    xfail={"odd_trees": "there is no parameter that `split` could find"},
+  ),
 ]
