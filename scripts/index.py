@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from jaxrl import catalogue
 from jaxrl.catalogue import Entry
+from scripts.evidence import _results
 
 FILE = pathlib.Path(__file__).parent.parent / "INDEX.md"
 HEAD = """\
@@ -24,7 +25,8 @@ signatures; change those, not this file.
 
 *Needs* is what a method must be handed beyond gradients, parameters and hyper-parameters:
 optimizers `value_fn` (the loss of this step's batch) or an `Oracle` and its parts, objectives
-arrays of the batch and of the model's outputs.
+arrays of the batch and of the model's outputs. *Evidence* is the verdict of an experiment on
+what the paper claims ([how](docs/evidence/README.md)), or `stale` where a file has changed since.
 """
 COLUMNS = ("id", "paper", "arXiv", "file", "name", "what it does", "needs", "evidence")
 _OPTIONAL = {"mask"}
@@ -55,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def index(entries: tuple[Entry, ...]) -> str:
   """The whole file: a table for each folder."""
-  parts = [HEAD]
+  parts, evidence = [HEAD], _results.by_method()
   for folder, members in itertools.groupby(sorted(entries, key=_folder), _folder):
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *map(_row, members)]
+    verdicts = ((member, *evidence.get(member.name, ("", ""))) for member in members)
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *itertools.starmap(_row, verdicts)]
     parts.append(f"## {folder}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
   return "\n".join(parts)
 
@@ -100,13 +103,15 @@ def _optimizer_needs(entry: Entry) -> list[str]:
   return [*(["value_fn"] if closure else []), *local]
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry, verdict: str, experiment: str) -> tuple[str, ...]:
   paper = reference(entry.docstring)
   arxiv = f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
   summary = re.sub(r":math:`([^`]*)`", _math, entry.summary)
   file = f"[{pathlib.PurePosixPath(entry.file).name}]({entry.file})"
+  evidence = f"[{verdict}](docs/evidence/README.md#{experiment})" if verdict else ""
   cells = (paper.number, paper.title, arxiv, file, f"`{entry.name}`", summary)
-  return tuple(cell.replace("|", r"\|") or "-" for cell in (*cells, ", ".join(needs(entry)), ""))
+  cells = (*cells, ", ".join(needs(entry)), evidence)
+  return tuple(cell.replace("|", r"\|") or "-" for cell in cells)
 
 
 def _math(found: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ from objectives.augmentation.mixup import mixup
 from objectives.augmentation.regmixup import regmixup
 from objectives.classification.cross_entropy import cross_entropy
 from objectives.classification.elr import elr
+from objectives.classification.label_smoothing import label_smoothing
 from objectives.classification.maxsup import maxsup
 from objectives.regression.squared_error import squared_error
 from objectives.reweighting.group_dro import group_dro
@@ -62,6 +63,17 @@ def test_squared_error_refuses_to_broadcast():
     squared_error(jnp.zeros(4), jnp.zeros((4, 1)))
   with pytest.raises(AssertionError):
     squared_error(jnp.zeros(()), jnp.zeros(()))
+
+
+# label_smoothing
+
+
+def test_label_smoothing_by_its_definition_and_for_probabilities():
+  log_p = LOGITS - np.log(np.exp(LOGITS).sum(axis=1, keepdims=True))
+  targets = 0.8 * np.eye(3)[LABELS] + 0.2 / 3
+  expected = -np.sum(targets * log_p, axis=1)
+  close(label_smoothing(LOGITS, jnp.asarray(LABELS), alpha=0.2), expected)
+  close(label_smoothing(LOGITS, jnp.eye(3)[LABELS], alpha=0.2), expected)
 
 
 # maxsup

@@ -40,6 +40,7 @@ class Claim(NamedTuple):
     method: name of the arm with the method.
     baseline: name of the arm that it is compared with.
     null: name of the arm with the method's hard part off.
+    null_baseline: name of the arm that the null is compared with; `baseline` if empty.
   """
 
   text: str
@@ -49,6 +50,7 @@ class Claim(NamedTuple):
   method: str = "method"
   baseline: str = "baseline"
   null: str = "null"
+  null_baseline: str = ""
 
 
 class Difference(NamedTuple):
@@ -106,6 +108,7 @@ class Experiment:
       check.at_least("margin", claim.margin, 0)
       for field in ("method", "baseline", "null"):
         check.one_of(field, getattr(claim, field), self.arms)
+      check.one_of("null_baseline", claim.null_baseline or claim.baseline, self.arms)
 
 
 class Tuned(NamedTuple):
@@ -183,10 +186,16 @@ def best(scores: Mapping[str, float], direction: Direction) -> str:
 
 def judge(claim: Claim, arms: Mapping[str, Tuned]) -> Judged:
   """The claim by the rule, for the method and for the null."""
-  method, null, baseline = (
-    arms[name].measured[claim.statistic] for name in (claim.method, claim.null, claim.baseline)
-  )
-  return Judged(claim, difference(claim, method - baseline), difference(claim, null - baseline))
+  method, null = (paired(claim, arms, name) for name in ("method", "null"))
+  return Judged(claim, difference(claim, method), difference(claim, null))
+
+
+def paired(claim: Claim, arms: Mapping[str, Tuned], which: str) -> np.ndarray:
+  """The differences `[seeds]` of a claim's `method` or `null` from what it is compared with."""
+  other = claim.null_baseline if which == "null" else ""
+  names = getattr(claim, which), other or claim.baseline
+  own, baseline = (arms[name].measured[claim.statistic] for name in names)
+  return own - baseline
 
 
 def difference(claim: Claim, differences: np.ndarray) -> Difference:

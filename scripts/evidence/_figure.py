@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.plots import interval, panels
-from scripts.evidence._experiment import Judged, Result
+from scripts.evidence._experiment import Judged, Result, paired
 
 
 def figure(result: Result) -> Any:
@@ -28,9 +28,8 @@ def _series(result: Result) -> list[str]:
 def _differences(axis: Any, judged: Judged, result: Result) -> None:
   """Paired differences of method and null from the baseline, with means and intervals."""
   claim = judged.claim
-  baseline = result.arms[claim.baseline].measured[claim.statistic]
-  for row, name, outcome in ((1, claim.method, judged.method), (0, claim.null, judged.null)):
-    values = result.arms[name].measured[claim.statistic] - baseline
+  for row, which, outcome in ((1, "method", judged.method), (0, "null", judged.null)):
+    values = paired(claim, result.arms, which)
     axis.plot(values, np.full(len(values), row), "o", alpha=0.35, color=f"C{1 - row}")
     half = (outcome.high - outcome.low) / 2
     axis.errorbar(outcome.mean, row + 0.15, xerr=half, fmt="D", capsize=4, color=f"C{1 - row}")

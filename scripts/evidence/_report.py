@@ -122,7 +122,7 @@ def _cells(name: str, result: Mapping[str, Any]) -> list[list[str]]:
       f"[{name}](#{name})",
       claim["text"],
       claim["statistic"],
-      *(f"{claim['means'][arm]:.4g}" for arm in ("method", "baseline")),
+      *(_number(claim["means"][arm]) for arm in ("method", "baseline")),
       _interval(claim["difference"]),
       _interval(claim["null_difference"]),
       _results.STALE if stale else claim["difference"]["verdict"],
@@ -148,6 +148,10 @@ def _section(name: str, result: Mapping[str, Any]) -> str:
 
 def _row(cells: Any) -> str:
   return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+
+def _number(value: float | None) -> str:
+  return "-" if value is None else f"{value:.4g}"
 
 
 def _interval(difference: Mapping[str, Any]) -> str:

@@ -4,6 +4,11 @@ from . import ObjectiveRow
 
 ROWS = [
   ObjectiveRow("cross_entropy()"),
+  ObjectiveRow(
+    "label_smoothing(alpha=0.2)",
+    limits=(("label_smoothing(alpha=0)", "cross_entropy()"),),
+    bad={"label_smoothing(alpha=2)": "alpha must be in [0, 1], got 2"},
+  ),
   ObjectiveRow("stablemax()"),
   ObjectiveRow(
     "maxsup(alpha=0.1)",
