@@ -1,6 +1,7 @@
 """[180] EF21 converges where compressed gradient descent diverges."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def gradient(x: jax.Array, worker: jax.Array) -> jax.Array:
   return 2 * a * jnp.vdot(a, x) + x / 2
 
 
-def mean_loss(x: jax.Array) -> jax.Array:
+def mean_loss(x: Any) -> jax.Array:
   """Over the workers."""
   return jnp.mean(jnp.sum(SLOPES * x[None], axis=1) ** 2) + jnp.vdot(x, x) / 4
 
@@ -33,7 +34,7 @@ def compressed_gradients() -> optax.GradientTransformation:
   """The mean of the workers' largest gradient entries, without feedback of the others."""
   compressor = top_k(1)
 
-  def update(own, _params):
+  def update(own, _params=None):
     sent = compressor.add(jnp.zeros_like(own), compressor.compress(own), 1.0)
     return jax.lax.pmean(sent, "data")
 
@@ -65,7 +66,8 @@ def descended(element: Callable[[], optax.GradientTransformation], rate: float) 
     workers = jax.vmap(of_worker, in_axes=(None, axes, 0), out_axes=(None, axes), axis_name="data")
 
     def step(carry, _):
-      x, state = workers(*carry, jnp.arange(len(SLOPES)))
+      x, state = carry
+      x, state = workers(x, state, jnp.arange(len(SLOPES)))
       return (x, state), jnp.log10(mean_loss(x))
 
     return jax.lax.scan(step, (start, state), length=STEPS)[1]

@@ -8,14 +8,14 @@ from scripts.evidence._experiment import Claim, Experiment
 from scripts.evidence._training import Trained, grid
 from scripts.train import Config
 
-TASK = Config(dataset="digits", model="mlp", trouble=Options(label_noise=0.4), epochs=100)
+TASK = Config(dataset="digits", model="mlp", trouble=Options(label_noise=0.4), epochs=60)
 RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.01, 0.02, 0.05)]
 MORE_RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)]
 
 
 def memorised(trained: Trained) -> dict[str, float]:
   """The share of the wrong training labels that the network predicts."""
-  clean = data.load(TASK.dataset).splits["train"]["labels"]
+  clean = data.in_memory(data.load(TASK.dataset).splits["train"])["labels"]
   train = trained.predictions["train"]
   wrong = train["labels"] != clean[train["index"]]
   return {"train/memorised": float(np.mean(plots.correct(train)[wrong]))}
@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
   methods=("elr",),
   family="noisy labels",
   setup=(
-    "Digits with 40 % symmetric label noise in training, an MLP of two layers of 128, 100 epochs "
+    "Digits with 40 % symmetric label noise in training, an MLP of two layers of 128, 60 epochs "
     "of SGD with momentum 0.9. The null is `elr(lam=0)`."
   ),
   arms={

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxrl import plots
+from jaxrl import data, plots
 from jaxrl.trouble import Options
 from scripts.evidence._experiment import Claim, Experiment
 from scripts.evidence._training import Trained, grid
@@ -25,7 +25,7 @@ def collapse(trained: Trained) -> dict[str, float]:
 
 def _within_class_distance(trained: Trained) -> float:
   """The mean cosine distance between two test examples of a class, in the last hidden layer."""
-  split = trained.dataset.splits["test"]
+  split = data.in_memory(trained.dataset.splits["test"])
   x = np.reshape(split["inputs"], (len(split["labels"]), -1))
   for layer in ("Dense_0", "Dense_1"):
     kernel, bias = (np.asarray(trained.state.params[layer][name]) for name in ("kernel", "bias"))

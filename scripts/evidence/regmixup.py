@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import data, plots
@@ -18,17 +20,17 @@ MORE_OPTIMIZERS = [f"sgd({rate}, momentum=0.9)" for rate in (0.005, 0.01, 0.02, 
 
 def without_eight_and_nine(dataset: data.Dataset) -> data.Dataset:
   """The digits 0 to 7."""
-  splits = {
-    name: {column: x[split["labels"] < KNOWN] for column, x in split.items()}
-    for name, split in dataset.splits.items()
-  }
+  splits = {}
+  for name, source in dataset.splits.items():
+    split = data.in_memory(source)
+    splits[name] = {column: x[split["labels"] < KNOWN] for column, x in split.items()}
   return dataclasses.replace(dataset, splits=splits, num_classes=KNOWN)
 
 
 def detection(trained: Trained) -> dict[str, float]:
   """How well entropy tells the unknown digits 8 and 9 of the clean test split from others."""
-  test = data.load(TASK.dataset).splits["test"]
-  batch = next(data.eval_batches(test, data.size(test)))
+  test = data.in_memory(data.load(TASK.dataset).splits["test"])
+  batch = jax.tree.map(jnp.asarray, next(data.eval_batches(test, data.size(test))))
   logits = np.asarray(trained.parts.predict(trained.state, batch)["logits"])
   log_p = plots.log_probabilities(logits)
   entropy = -np.sum(np.exp(log_p) * log_p, axis=1)

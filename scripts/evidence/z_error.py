@@ -1,6 +1,7 @@
 """[169] The z-error loss leaves gross outliers out of a regression."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 
 from jaxrl import spec, train
 from jaxrl.models import Model
-from scripts.evidence._experiment import Arm, Claim, Experiment, Measure
+from scripts.evidence._experiment import Arm, Claim, Experiment, Measure, Measurements
 
 SLOPE, NOISE, OUTLIER, SHARE = 2.0, 0.1, 20.0, 0.05
 BATCH, STEPS = 64, 1000
@@ -73,7 +74,7 @@ def arm(objectives: list[str], rates: tuple[float, ...]) -> Arm:
   }
 
 
-def _measured(objective: str, rate: float, seeds) -> dict[str, np.ndarray]:
+def _measured(objective: str, rate: float, seeds: Sequence[int]) -> Measurements:
   return fitted(objective, rate)(seeds)
 
 
