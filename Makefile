@@ -30,7 +30,8 @@ lint: .venv/dev ## style and format
 types: .venv/dev ## the types of the public API
 	$(RUN) pyright
 
-index: .venv/runtime-$(JAX) ## write INDEX.md anew
+index: .venv/runtime-$(JAX) ## write INDEX.md and the table of docs/evidence anew
+	$(RUN) scripts.evidence
 	$(RUN) scripts.index
 
 clean: ## remove the environment and caches, never runs/
