@@ -3,6 +3,8 @@
 import functools
 import math
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxrl import models, oracle, parallel, spec, train
+from optimizers.fisher_mask import fisher_mask
 from optimizers.sam import sam
 from tests import hlo
 
@@ -35,15 +38,17 @@ def gradient_by_hand(point, inputs, targets):
   return inputs.T @ (inputs @ point - targets) / len(targets)
 
 
-def sam_by_hand(groups, rho=RHO):
+def sam_by_hand(groups, scales=1, chosen=1, ascent_steps=1):
   """The mean of the workers' gradients, each uphill along the mean gradient of its group."""
   data = list(zip(*regressions(), strict=True))
   gradients = []
   for group in groups:
-    ascent = np.mean([gradient_by_hand(POINT, *data[i]) for i in group], axis=0)
-    length = np.linalg.norm(ascent)
-    uphill = POINT + (rho * ascent / length if length else 0)
-    gradients += [gradient_by_hand(uphill, *data[i]) for i in group]
+    point = POINT
+    for _ in range(ascent_steps):
+      ascent = scales * np.mean([gradient_by_hand(point, *data[i]) for i in group], axis=0)
+      length = np.linalg.norm(ascent)
+      point = point + (RHO * scales * chosen * ascent / length if length else 0)
+    gradients += [gradient_by_hand(point, *data[i]) for i in group]
   return np.mean(gradients, axis=0)
 
 
@@ -103,25 +108,67 @@ def test_workers_perturb_by_the_gradient_of_their_group(under, sync, groups):
   np.testing.assert_allclose(made, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("sync", "groups"), [((), [[0], [1], [2], [3]]), ("w", [[0, 1, 2, 3]])])
-def test_under_pmap_too(sync, groups):
-  run = functools.partial(worker, sam(RHO, axis_name="w", sync=sync), "w")
-  expected = np.broadcast_to(sam_by_hand(groups), (4, 3))
-  np.testing.assert_allclose(jax.pmap(run, axis_name="w")(*regressions()), expected, rtol=1e-5)
+# Two workers, by variants of the method.
+
+PAIR = (1, 3)
+VARIANTS = {
+  "plain": ({}, {}),
+  "adaptive": ({"adaptive": True, "eta": 0.1}, {"scales": np.abs(POINT) + 0.1}),
+  "ascent": ({"ascent_steps": 3}, {"ascent_steps": 3}),
+  # The third entry is the smallest of the mean gradient, though not of each worker's.
+  "mask": ({"mask": fisher_mask(0.7)}, {"chosen": np.array([1, 1, 0])}),
+}
 
 
-def test_slices_perturb_on_their_own():
+def pair_under_shard_map(optimizer):
+  mesh = jax.make_mesh((2,), ("w",), (AxisType.Auto,), devices=jax.devices()[:2])
+
+  def on_worker(inputs, targets):
+    return worker(optimizer, "w", inputs[0], targets[0])
+
+  run = jax.shard_map(on_worker, mesh=mesh, in_specs=PartitionSpec("w"), out_specs=PartitionSpec())
+  return jax.jit(run)(*(part[list(PAIR)] for part in regressions()))
+
+
+def pair_under_pmap(optimizer):
+  run = jax.pmap(functools.partial(worker, optimizer, "w"), axis_name="w")
+  return run(*(part[list(PAIR)] for part in regressions()))
+
+
+@pytest.mark.parametrize("under", [pair_under_shard_map, pair_under_pmap])
+@pytest.mark.parametrize(("sync", "groups"), [((), [[1], [3]]), ("w", [[1, 3]])])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_workers_by_hand(under, sync, groups, variant):
+  options, by_hand = VARIANTS[variant]
+  made = under(sam(RHO, axis_name="w", sync=sync, **options))
+  expected = np.broadcast_to(sam_by_hand(groups, **by_hand), made.shape)
+  np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_the_mask_of_workers_is_that_of_their_mean_gradient():
+  data = list(zip(*regressions(), strict=True))
+  gradients = [gradient_by_hand(POINT, *data[i]) for i in PAIR]
+  assert np.argmin(np.abs(np.mean(gradients, axis=0))) == 2
+  assert {int(np.argmin(np.abs(g))) for g in gradients} != {2}
+
+
+# Slices.
+
+
+@pytest.mark.parametrize("variant", ["plain", "adaptive", "ascent"])
+def test_slices_perturb_on_their_own(variant):
+  options, by_hand = VARIANTS[variant]
   inputs, targets = map(jnp.asarray, regressions())
 
   def of_slice(params, index, slices):
     assert slices == 4
     return loss_of(inputs[index], targets[index])(params)
 
-  params, optimizer = params_at(POINT), sam(RHO, slices=4)
+  params, optimizer = params_at(POINT), sam(RHO, slices=4, **options)
   value_fn = oracle.Oracle(jnp.sum, params, of_slice=of_slice)
   updates, _ = optimizer.update(params, optimizer.init(params), params, value_fn=value_fn)
   made = jnp.concatenate([updates["head"], updates["tail"]])
-  np.testing.assert_allclose(made, sam_by_hand([[0], [1], [2], [3]]), rtol=1e-5)
+  np.testing.assert_allclose(made, sam_by_hand([[0], [1], [2], [3]], **by_hand), rtol=1e-5)
 
 
 # Whole train steps.
@@ -215,6 +262,43 @@ def test_a_step_reduces_one_gradient_and_one_more_where_synchronised(mesh, optio
   assert dense == messages
   assert scalars <= 64
   assert all(message.bytes <= 4 for message in found if message.within)
+
+
+class Noisy(nn.Module):
+  """BatchNorm and dropout in one small model."""
+
+  @nn.compact
+  def __call__(self, inputs, train):
+    x = nn.Dense(8)(inputs.reshape(len(inputs), -1))
+    x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+    return nn.Dense(CLASSES)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+@functools.cache
+def noisy_step(optimizer, seed=0):
+  """The state after one step of the noisy model, whose updates are what `optimizer` makes."""
+  parts = train.make_train(
+    models.from_flax(Noisy()),
+    spec.objective("cross_entropy()"),
+    spec.optimizer(optimizer),
+    jnp.zeros((1, SIDE, SIDE, 1)),
+  )
+  state = parts.init(0)._replace(seed=jnp.int32(seed))
+  return jax.jit(parts.step)(state, batch())[0]
+
+
+def test_all_evaluations_of_a_step_share_their_dropout():
+  plain, still = noisy_step("identity()"), noisy_step("sam(0.0, ascent_steps=2)")
+  chex.assert_trees_all_close(plain.params, still.params, atol=1e-6)
+  with pytest.raises(AssertionError):  # another key shows
+    chex.assert_trees_all_close(plain.params, noisy_step("identity()", 1).params, atol=1e-3)
+
+
+def test_batch_statistics_are_those_of_the_first_evaluation():
+  plain, far = noisy_step("identity()"), noisy_step("sam(5.0, ascent_steps=2)")
+  chex.assert_trees_all_close(plain.model, far.model, atol=1e-6)
+  with pytest.raises(AssertionError):
+    chex.assert_trees_all_close(plain.params, far.params, atol=1e-3)
 
 
 # Errors.
