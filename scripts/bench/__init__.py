@@ -1,1 +1,4 @@
-"""Benchmarks: `python -m scripts.bench --suite train`. A suite is a file of this package."""
+"""Benchmarks: `python -m scripts.bench --suite train`; docs/bench/README.md says how to read them.
+
+A suite is a file here that begins with no underscore. Its `suite(peers)` yields Cases.
+"""

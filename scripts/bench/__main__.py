@@ -3,42 +3,92 @@
 import dataclasses
 import importlib
 import pathlib
-import platform
+import pkgutil
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
-import jax
 import tyro
 
-from scripts.bench.measure import HEADER
+from jaxrl import check
+from scripts import bench
+
+from ._measure import Ratio, measure
+from ._peers import Peers
+from ._report import Report, machine, sentence
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Time the library against its peers, in alternation in one process; prints ratios."""
+  """Time the library against its peers, in alternation, and print their ratios.
+
+  The tables are also written to OUT/SUITE.md and, in seconds and bytes, to OUT/SUITE.json.
+  """
 
   suite: str = "train"
-  """A file of scripts/bench."""
+  """A file of scripts/bench: sharpness or train."""
   rounds: int = 20
-  """Rounds of each comparison, beyond the first."""
+  """Rounds of each case, beyond the first."""
+  peers: pathlib.Path | None = None
+  """Python of an environment from requirements-oracles.txt, for the peers that need one."""
+  out: pathlib.Path = pathlib.Path("docs/bench")
+  """Folder of the results."""
+  fail_above: float | None = None
+  """Exit with 1 if a ratio's lower quartile is above this, or above its limit in the table."""
 
 
-def main() -> None:
-  """Runs one suite and prints its table."""
-  config = tyro.cli(Config)
-  suites = sorted(path.stem for path in _suites())
-  if config.suite not in suites:
-    print(f"no suite {config.suite!r}: there are {', '.join(suites)}", file=sys.stderr)
-    sys.exit(2)
-  rows = importlib.import_module(f"scripts.bench.{config.suite}").suite(config.rounds)
-  device = jax.devices()[0]
-  print(f"jax {jax.__version__}, {device.device_kind}, {platform.machine()}\n\n{HEADER}")
-  for row in rows:
-    print(row.row())
+def suites() -> list[str]:
+  """The names of all suites."""
+  found = pkgutil.iter_modules(bench.__path__)
+  return sorted(m.name for m in found if not m.ispkg and not m.name.startswith("_"))
 
 
-def _suites() -> list[pathlib.Path]:
-  files = pathlib.Path(__file__).parent.glob("*.py")
-  return [path for path in files if path.stem != "measure" and not path.stem.startswith("_")]
+def run(config: Config) -> Report:
+  """Measures a suite.
+
+  Raises:
+    ValueError: there is no such suite, `rounds` is no positive whole number, or `peers` is
+      no file.
+    OSError: the Python of the peers can't be started.
+    EOFError: a peer ended before its time.
+  """
+  check.one_of("suite", config.suite, suites())
+  check.whole("rounds", config.rounds, 1)
+  module = importlib.import_module(f"scripts.bench.{config.suite}")
+  report = Report(config.suite, config.rounds, machine(), [], [])
+  with Peers(config.peers) as peers:
+    for case in module.suite(peers):
+      timings, ratios = measure(case, config.rounds)
+      report.timings.extend(timings)
+      report.ratios.extend(ratios)
+  return report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  config = tyro.cli(Config, prog="python -m scripts.bench", args=arguments)
+  try:
+    report = run(config)
+    written = report.write(config.out)
+  except (ValueError, OSError) as error:
+    _leave(2, error)
+  except EOFError as error:
+    _leave(1, f"a peer ended: {error}")
+  print(f"{report.markdown()}\n\nwritten to {' and '.join(map(str, written))}")
+  slow = _slow(report.ratios, config.fail_above)
+  if slow:
+    _leave(1, "too slow: " + "; ".join(map(sentence, slow)))
+
+
+def _slow(ratios: Sequence[Ratio], fail_above: float | None) -> list[Ratio]:
+  if fail_above is None:
+    return []
+  return [ratio for ratio in ratios if ratio.exceeds(fail_above)]
+
+
+def _leave(code: int, error: Exception | str) -> NoReturn:
+  print("error: " + " ".join(str(error).split()), file=sys.stderr)
+  sys.exit(code)
 
 
 if __name__ == "__main__":
