@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxrl import oracle
 from objectives.classification.cross_entropy import cross_entropy
+from objectives.classification.saf import saf
 from objectives.classification.stablemax import log_stablemax, stablemax
 from optimizers.coordinate_clip import adam_coordinate_clip, coordinate_clip
 from optimizers.gravity import gravity
@@ -20,15 +22,15 @@ def close(actual, expected, tolerance=1e-5):
   np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+def logits_of(params, inputs):
+  """The small classifier that the scripts of goldens train."""
+  return jnp.tanh(inputs @ params["first"] + params["bias"][None]) @ params["second"]
+
+
 def classifier(golden):
-  """The loss of the small classifier that the scripts of goldens train."""
+  """Its loss as a function of the parameters."""
   inputs, labels = jnp.asarray(golden["inputs"]), jnp.asarray(golden["labels"])
-
-  def loss(params):
-    hidden = jnp.tanh(inputs @ params["first"] + params["bias"][None])
-    return jnp.mean(cross_entropy(hidden @ params["second"], labels))
-
-  return loss
+  return lambda params: jnp.mean(cross_entropy(logits_of(params, inputs), labels))
 
 
 def assert_trains_as(golden, optimizer, run, state=None):
@@ -213,3 +215,77 @@ def test_gravity_starts_still_where_its_learning_rate_does():
   updates, state = optimizer.update(jnp.zeros(3), optimizer.init(jnp.zeros(3)))
   np.testing.assert_array_equal(updates, 0)
   np.testing.assert_array_equal(state.velocity, 0)
+
+
+# saf
+
+
+def batches_of(golden):
+  """The batches of a golden's run, epoch after epoch."""
+  inputs, labels = jnp.asarray(golden["inputs"], jnp.float32), jnp.asarray(golden["labels"])
+  for index in golden["order"].reshape(-1, golden["order"].shape[-1]):
+    yield {"inputs": inputs[index], "labels": labels[index], "index": jnp.asarray(index)}
+
+
+def test_saf_is_the_official_one_for_thirty_steps():
+  golden = values.load("saf")
+  run, rate = golden["runs"]["saf"], golden["learning_rate"]
+  objective = saf(len(golden["labels"]), 3, lag=golden["lag"], **golden["hyper"])
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), golden["start"])
+  state = objective.init(jax.random.key(0))
+
+  @jax.jit
+  def step(params, state, batch):
+    def loss(params):
+      forward = lambda inputs: logits_of(params, inputs)  # noqa: E731
+      terms, after, _ = objective.apply(state, forward, batch, jax.random.key(0))
+      return oracle.total(terms), after
+
+    (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return jax.tree.map(lambda w, g: w - rate * g, params, gradient), state, value
+
+  for batch, expected in zip(batches_of(golden), run["losses"], strict=True):
+    params, state, value = step(params, state, batch)
+    close(value, expected)
+  for name, end in run["end"].items():
+    close(params[name], end)
+
+
+def saf_evaluations(objective, evaluations):
+  """Values `[B]` of evaluations in a row, and the last state."""
+  state, shown = objective.init(jax.random.key(0)), []
+  for logits, index, *mask in evaluations:
+    batch = {"inputs": jnp.asarray(logits), "index": jnp.asarray(index)}
+    batch |= {"labels": jnp.zeros(len(index), jnp.int32)}
+    batch |= {"mask": jnp.asarray(mask[0], jnp.float32)} if mask else {}
+    (term,), state, _ = objective.apply(state, lambda x: x, batch, jax.random.key(0))
+    shown.append(term.values)
+  return shown, state
+
+
+def test_saf_looks_back_by_its_lag_between_its_epochs():
+  lag, visits = 2, RNG.normal(size=(7, 1, 3)).astype(np.float32)
+  objective = saf(4, 3, lam=2.0, temperature=3.0, lag=lag, start_epoch=2, end_epoch=6)
+  shown, _ = saf_evaluations(objective, [(logits, [1]) for logits in visits])
+  log_p = np.log(np.exp(visits / 3) / np.exp(visits / 3).sum(axis=-1, keepdims=True))
+  for epoch, value in enumerate(shown):
+    expected = cross_entropy(jnp.asarray(visits[epoch]), jnp.array([0]))
+    if 2 < epoch < 6:
+      old = log_p[epoch - lag]
+      expected += 2.0 * 9.0 * np.sum(np.exp(old) * (old - log_p[epoch]))
+    close(value, expected)
+
+
+def test_saf_remembers_each_example_once_a_visit():
+  logits = RNG.normal(size=(4, 3)).astype(np.float32)
+  index, mask = [2, 0, 2, 3], [1, 1, 1, 0]
+  _, state = saf_evaluations(saf(5, 3, lag=1), [(logits, index, mask)])
+  np.testing.assert_array_equal(state.visits, [1, 0, 1, 0, 0])
+  close(state.memory[2, 0], (logits[0] + logits[2]) / 2)
+  close(state.memory[0, 0], logits[1])
+  assert jnp.count_nonzero(state.memory) == 6
+
+
+def test_saf_gives_nan_outside_the_data_set():
+  (values_,), _ = saf_evaluations(saf(5, 3), [(np.ones((2, 3), np.float32), [4, 5])])
+  np.testing.assert_array_equal(np.isnan(values_), [False, True])

@@ -30,4 +30,20 @@ ROWS = [
       "elr(clip=0.5)": "clip must be in [0, 0.5), got 0.5",
     },
   ),
+  ObjectiveRow(
+    "saf(lag=1, start_epoch=0)",
+    limits=(
+      ("saf(lam=0, lag=1, start_epoch=0)", "cross_entropy()"),
+      ("saf(lag=1, start_epoch=0, end_epoch=1)", "cross_entropy()"),
+    ),
+    bad={
+      "saf(num_examples=0)": "num_examples must be a whole number of at least 1, got 0",
+      "saf(num_classes=0)": "num_classes must be a whole number of at least 1, got 0",
+      "saf(lam=-1)": "lam must be at least 0, got -1",
+      "saf(temperature=0)": "temperature must be above 0, got 0",
+      "saf(lag=0)": "lag must be a whole number of at least 1, got 0",
+      "saf(lag=3, start_epoch=1)": "start_epoch must be a whole number of at least 2, got 1",
+      "saf(end_epoch=-1)": "end_epoch must be a whole number of at least 0, got -1",
+    },
+  ),
 ]
