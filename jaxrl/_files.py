@@ -1,4 +1,4 @@
-"""A user's own data: NPZ files, and folders of images with one folder a class."""
+"""A user's own data: NPZ files, text, and folders of images with one folder a class."""
 
 import pathlib
 import zipfile
@@ -14,18 +14,19 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 _COLUMNS = ("inputs", "labels", "targets", "group", "split")
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_WINDOW = 128
 _GRAY, _COLOURED = {"1", "L", "LA"}, {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def is_path(name: str) -> bool:
-  """Whether `name` means files: it ends in .npz, starts as paths do, or has a folder and exists."""
+  """Whether `name` means files: its ending, how it starts, or a folder that exists say so."""
   path = pathlib.Path(name).expanduser()
   starts = name.startswith((".", "/", "~"))
-  return path.suffix == ".npz" or starts or (len(path.parts) > 1 and path.exists())
+  return path.suffix in (".npz", ".txt") or starts or (len(path.parts) > 1 and path.exists())
 
 
 def load(name: str) -> data.Dataset:
-  """The data set in an NPZ file or a folder of images.
+  """The data set in an NPZ or text file or a folder of images.
 
   Raises:
     ValueError: nothing is there, or it is not as described in `data.load`.
@@ -33,6 +34,8 @@ def load(name: str) -> data.Dataset:
   path = pathlib.Path(name).expanduser()
   if not path.exists():
     raise ValueError(f"no file or folder {name}")
+  if path.suffix == ".txt" and path.is_file():
+    return _read_text(path)
   splits = _read_folder(path) if path.is_dir() else _read_npz(path)
   splits = _complete(splits)
   for split in data.SPLITS:
@@ -41,9 +44,34 @@ def load(name: str) -> data.Dataset:
   return data.Dataset(
     name=path.stem,
     splits={split: splits[split] for split in data.SPLITS},
-    num_classes=_count(splits, "labels"),
+    num_classes=_num_classes(splits),
     num_groups=_count(splits, "group"),
   )
+
+
+def _read_text(path: pathlib.Path) -> data.Dataset:
+  """Its bytes in windows, each next to the bytes that follow."""
+  text = np.fromfile(path, np.uint8).astype(np.int32)
+  windows = (len(text) - 1) // _WINDOW
+  held_out = windows // 10
+  if not held_out:
+    need = f"more than {10 * _WINDOW} bytes, ten windows of {_WINDOW}"
+    raise ValueError(f"{path} must have {need}, got {len(text)}")
+  inputs, labels = (
+    text[start : start + windows * _WINDOW].reshape(windows, _WINDOW) for start in (0, 1)
+  )
+  ends = windows - 2 * held_out, windows - held_out
+  parts = zip(data.SPLITS, np.split(inputs, ends), np.split(labels, ends), strict=True)
+  splits = {name: {"inputs": x, "labels": y} for name, x, y in parts}
+  return data.Dataset(path.stem, splits, num_classes=256, num_groups=None)
+
+
+def _num_classes(splits: Mapping[str, Arrays]) -> int | None:
+  """The number of classes; inputs that are tokens are counted too."""
+  labels = splits["train"].get("labels")
+  if labels is None or labels.ndim == 1:
+    return _count(splits, "labels")
+  return max(_count(splits, name) or 0 for name in ("inputs", "labels"))
 
 
 def _count(splits: Mapping[str, Arrays], column: str) -> int | None:
@@ -54,14 +82,21 @@ def _count(splits: Mapping[str, Arrays], column: str) -> int | None:
 
 def _read_npz(path: pathlib.Path) -> dict[str, Arrays]:
   if not zipfile.is_zipfile(path):
-    raise ValueError(f"{path} must be an .npz file, as numpy.savez writes it, or a folder")
+    raise ValueError(
+      f"{path} must be an .npz file, as numpy.savez writes it, a .txt file or a folder"
+    )
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
   except (OSError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} cannot be read: {error}") from error
   _check_names(path, arrays)
-  columns = {name: _CHECKS[name](path, values) for name, values in arrays.items()}
+  of_tokens = arrays["labels"].ndim == 2 if "labels" in arrays else False
+  checks = {**_CHECKS, **_TOKEN_CHECKS} if of_tokens else _CHECKS
+  columns = {name: checks[name](path, values) for name, values in arrays.items()}
+  if of_tokens and columns["inputs"].shape != columns["labels"].shape:
+    shapes = f"{columns['inputs'].shape} and {columns['labels'].shape}"
+    raise ValueError(f"{path}: inputs must have the shape of labels [N, T], got {shapes}")
   split = columns.pop("split", np.full(len(columns["inputs"]), "train"))
   return {
     name: {column: values[split == name] for column, values in columns.items()}
@@ -103,13 +138,13 @@ def _numbers(path: pathlib.Path, name: str, values: np.ndarray) -> np.ndarray:
   return values.astype(np.float32)
 
 
-def _classes(name: str) -> Callable[[pathlib.Path, np.ndarray], np.ndarray]:
+def _classes(name: str, shape: str = "[N]") -> Callable[[pathlib.Path, np.ndarray], np.ndarray]:
   def check(path, values):
-    if values.ndim != 1 or values.dtype.kind not in "biu":
+    if values.ndim != 1 + shape.count(",") or values.dtype.kind not in "biu":
       raise ValueError(
-        f"{path}: {name} must be whole numbers [N], got {values.dtype} of shape {values.shape}"
+        f"{path}: {name} must be whole numbers {shape}, got {values.dtype} of shape {values.shape}"
       )
-    if len(values) and values.min() < 0:
+    if values.size and values.min() < 0:
       raise ValueError(f"{path}: {name} must be at least 0, got {values.min()}")
     return values.astype(np.int32)
 
@@ -133,6 +168,9 @@ _CHECKS: dict[str, Callable[[pathlib.Path, np.ndarray], np.ndarray]] = {
   "group": _classes("group"),
   "split": _split_names,
 }
+
+
+_TOKEN_CHECKS = {name: _classes(name, "[N, T]") for name in ("inputs", "labels")}
 
 
 def _read_folder(path: pathlib.Path) -> dict[str, Arrays]:
@@ -201,7 +239,9 @@ def _complete(splits: dict[str, Arrays]) -> dict[str, Arrays]:
   """Cuts missing splits from the training split, a tenth each, with its share of each class."""
   missing = [split for split in data.SPLITS if split not in splits]
   train = splits["train"]
-  rows = shuffled_by_class(train.get("labels"), data.size(train), np.random.default_rng(0))
+  labels = train.get("labels")
+  by_class = labels if labels is None or labels.ndim == 1 else None
+  rows = shuffled_by_class(by_class, data.size(train), np.random.default_rng(0))
   held_out = -(-len(rows) // 10)
   for split in missing:
     chosen, rows = np.sort(rows[:held_out]), rows[held_out:]

@@ -57,6 +57,12 @@ class Dataset:
   num_groups: int | None
 
   @property
+  def of_tokens(self) -> bool:
+    """Whether every token has a label, `labels [N, T]`."""
+    train = self.splits["train"]
+    return isinstance(train, Mapping) and "labels" in train and train["labels"].ndim == 2
+
+  @property
   def num_examples(self) -> int:
     """The number of training examples."""
     return size(self.splits["train"])
@@ -75,7 +81,10 @@ def load(
   - One of `SYNTHETIC`: that function of `jaxrl.synthetic` with its defaults.
   - An `.npz` file with arrays `inputs [N, ...]`, `labels [N]` or `targets [N, C]`, and
     perhaps `group [N]` and `split [N]`, the name of each row's split. Images `[N, H, W, C]`
-    of bytes become float32 in [0, 1].
+    of bytes become float32 in [0, 1]. With `labels [N, T]`, one for each of the tokens
+    `inputs [N, T]`, both are whole numbers.
+  - A `.txt` file: windows of 128 bytes as tokens, 256 classes, the label of each the byte that
+    follows. The first 80 % are for training, 10 % each for validation and test.
   - A folder of images of one size, `path/<class>/*.png`, or `path/<split>/<class>/*.png`.
     A relative path starts with `./` unless it has several parts.
   - Any name of TFDS, `mnist` or `cifar10_corrupted/fog_1`, prepared in `data_dir` in the

@@ -142,7 +142,7 @@ def fit(
         progress.say(f"{directory} is complete: nothing is left to train")
       state, history = _steps(run, start, state, history, checkpoints, log, progress)
   result = _result(run, state, history)
-  if run.dataset.num_classes:
+  if run.dataset.num_classes and not run.dataset.of_tokens:
     _write_predictions(run, state, directory)
   if writes:
     write_json(directory / "result.json", result)

@@ -448,9 +448,11 @@ def _step_metrics(accuracy_sums: Any, metrics: dict[str, jax.Array]) -> dict[str
 
 
 def _evaluation_sums(outputs: dict[str, jax.Array], batch: oracle.Batch) -> dict[str, jax.Array]:
+  """Sums over the examples, or over their tokens where each has a label, `labels [B, T]`."""
   mask = batch["mask"]
   if "labels" in batch:
     logits, labels = outputs["logits"], batch["labels"]
+    mask = jnp.broadcast_to(jnp.expand_dims(mask, range(1, labels.ndim)), labels.shape)
     values = {
       "accuracy": jnp.argmax(logits, axis=-1) == labels,
       "nll": optax.softmax_cross_entropy_with_integer_labels(logits, labels),

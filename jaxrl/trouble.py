@@ -386,6 +386,8 @@ def _training(dataset: Dataset, option: str) -> Batch:
   """The training split in memory; ValueError if it lacks what the option needs."""
   if dataset.num_classes is None:
     raise ValueError(f"{option} needs `labels`: {dataset.name} has none")
+  if dataset.of_tokens:
+    raise ValueError(f"{option} needs one label an example: {dataset.name} has one a token")
   return data.in_memory(dataset.splits["train"])
 
 

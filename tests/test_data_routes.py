@@ -1,5 +1,6 @@
 """Where data comes from: TFDS, formulas, NPZ files and folders of images."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxrl import _rows, data, synthetic
+from jaxrl import _rows, data, synthetic, trouble
+from jaxrl.fit import fit
 from scripts import train
 
 CLASSES = 3
@@ -298,6 +300,63 @@ def test_npz_files_that_cannot_be(tmp_path, change, message):
   with pytest.raises(ValueError, match=message) as error:
     data.load(saved(tmp_path, arrays))
   assert "\n" not in str(error.value)
+
+
+def test_npz_of_tokens(tmp_path):
+  tokens = np.arange(200).reshape(20, 10) % 7
+  dataset = data.load(saved(tmp_path, {"inputs": tokens, "labels": (tokens + 1) % 7}))
+  train = dataset.splits["train"]
+  assert dataset.num_classes == 7 and dataset.of_tokens
+  assert train["inputs"].dtype == train["labels"].dtype == np.int32
+  assert train["inputs"].shape == train["labels"].shape == (16, 10)
+  np.testing.assert_array_equal(train["labels"], (train["inputs"] + 1) % 7)
+
+
+@pytest.mark.parametrize(
+  ("inputs", "message"),
+  [
+    (np.zeros((20, 9), int), r"inputs must have the shape of labels \[N, T\]"),
+    (np.zeros((20, 10)), r"inputs must be whole numbers \[N, T\], got float64"),
+    (np.full((20, 10), -1), "inputs must be at least 0, got -1"),
+  ],
+)
+def test_npz_of_tokens_that_cannot_be(tmp_path, inputs, message):
+  with pytest.raises(ValueError, match=message):
+    data.load(saved(tmp_path, {"inputs": inputs, "labels": np.zeros((20, 10), int)}))
+
+
+def test_text_is_windows_of_bytes_and_the_bytes_that_follow(tmp_path):
+  path = tmp_path / "alphabet.txt"
+  path.write_bytes((np.arange(128 * 20 + 5) % 251).astype(np.uint8).tobytes())
+  dataset = data.load(str(path))
+  assert (dataset.name, dataset.num_classes, dataset.of_tokens) == ("alphabet", 256, True)
+  shapes = [dataset.splits[split]["inputs"].shape for split in data.SPLITS]
+  assert shapes == [(16, 128), (2, 128), (2, 128)]
+  whole = joined([dataset.splits[split] for split in data.SPLITS])
+  np.testing.assert_array_equal(whole["inputs"].ravel(), np.arange(128 * 20) % 251)
+  np.testing.assert_array_equal(whole["labels"].ravel(), np.arange(1, 128 * 20 + 1) % 251)
+  with pytest.raises(ValueError, match="imbalance needs one label an example: alphabet has one a"):
+    trouble.imbalance(dataset, 10.0)
+
+
+def test_a_short_text_says_how_long_it_must_be(tmp_path):
+  path = tmp_path / "note.txt"
+  path.write_text("short")
+  with pytest.raises(ValueError, match=r"note\.txt must have more than 1280 bytes.*got 5"):
+    data.load(str(path))
+
+
+@pytest.mark.full
+def test_a_transformer_learns_a_text(tmp_path):
+  path = tmp_path / "abc.txt"
+  path.write_text("abcdefgh" * 500)
+  config = train.Config(
+    dataset=str(path), model="transformer", optimizer="adam(3e-3)", epochs=8, batch_size=8
+  )
+  config = dataclasses.replace(config, progress="off")
+  final = fit(train.prepare(config), tmp_path / "run", {})["final"]
+  assert final["test/accuracy"] > 0.98 and final["test/nll"] < 0.5
+  assert not (tmp_path / "run" / "predictions.npz").exists()
 
 
 def test_bad_paths(tmp_path):

@@ -54,5 +54,5 @@ def maxsup(logits: jax.Array, labels: jax.Array, *, alpha: float = 0.1) -> jax.A
   fit = cross_entropy(logits, labels)
   # jnp.max would share the gradient among ties.
   largest = jnp.argmax(logits, axis=-1, keepdims=True)
-  top = jnp.take_along_axis(logits, largest, axis=-1)[:, 0]
+  top = jnp.take_along_axis(logits, largest, axis=-1)[..., 0]
   return fit + alpha * (top - jnp.mean(logits, axis=-1))
