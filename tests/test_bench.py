@@ -84,6 +84,14 @@ def test_another_program_begins_in_every_round():
   assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
 
 
+def test_programs_that_are_missing_leave_their_rows_empty():
+  programs = {"ours": Program(None, "missing: a"), "peer": Program(None, "missing: b")}
+  measured = measure(Case("c", programs, [Comparison("ours", "peer", 1.0)]), rounds=2)
+  table = Report("s", 2, machine(), *measured).markdown()
+  assert "| c | ours (missing: a) | peer (missing: b) | - | - | 1 | - |" in table
+  assert "| c | peer (missing: b) |" + " - |" * 8 in table
+
+
 def test_a_step_is_traced_once_and_its_costs_are_counted():
   traces = []
 

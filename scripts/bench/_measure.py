@@ -1,5 +1,6 @@
 """Programs in alternation in one process: seconds a step, ratios, and what XLA says of each."""
 
+import collections
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,10 +126,11 @@ def measure(case: Case, rounds: int) -> tuple[list[Timing], list[Ratio]]:
   """
   runs = {name: program.run for name, program in case.programs.items() if program.run}
   seconds: dict[str, list[float]] = {name: [] for name in runs}
-  for i in range(rounds + 1):
-    names = list(runs)
-    for name in names[i % len(names) :] + names[: i % len(names)]:
+  names = collections.deque(runs)
+  for _ in range(rounds + 1):
+    for name in names:
       seconds[name].append(runs[name]())
+    names.rotate(-1)
   counted = {name: np.array(values[1:]) for name, values in seconds.items()}
   timings = [
     Timing(case.name, name, program, _quartiles(counted.get(name)))

@@ -40,7 +40,7 @@ class Report(NamedTuple):
     return "\n\n".join(
       (
         f"{machine_line(self.machine)}; {self.rounds} rounds",
-        _table(_RATIOS, [_ratio_cells(ratio, self._note_of(ratio)) for ratio in self.ratios]),
+        _table(_RATIOS, [self._ratio_cells(ratio) for ratio in self.ratios]),
         _table(_PROGRAMS, [_program_cells(timing) for timing in self.timings]),
       )
     )
@@ -81,11 +81,22 @@ class Report(NamedTuple):
     values.write_text(json.dumps(self.as_json(), indent=2) + "\n")
     return [markdown, values]
 
-  def _note_of(self, ratio: Ratio) -> str:
-    """Why a ratio is missing: the note of the program that is."""
-    names = (ratio.comparison.program, ratio.comparison.against)
-    missing = (t for t in self.timings if t.case == ratio.case and t.seconds is None)
-    return next((t.program.note for t in missing if t.name in names), "")
+  def _ratio_cells(self, ratio: Ratio) -> list[str]:
+    comparison = ratio.comparison
+    missing = {
+      timing.name: timing.program.note
+      for timing in self.timings
+      if timing.case == ratio.case and timing.seconds is None
+    }
+    limit = _cell(comparison.limit, "g") + (" (exceeded)" if ratio.exceeds(None) else "")
+    return [
+      ratio.case,
+      *(_noted(name, missing.get(name)) for name in (comparison.program, comparison.against)),
+      _cell(ratio.ratio and ratio.ratio.median, ".3f"),
+      _spread(ratio.ratio, ".3f"),
+      limit,
+      _cell(ratio.flops, ".3f"),
+    ]
 
 
 def machine() -> dict[str, Any]:
@@ -118,14 +129,6 @@ def sentence(ratio: Ratio) -> str:
   return f"{names} = {ratio.ratio.median:.3f}, quartiles {_spread(ratio.ratio, '.3f')}"
 
 
-def _ratio_cells(ratio: Ratio, note: str) -> list[str]:
-  comparison = ratio.comparison
-  limit = _cell(comparison.limit, "g") + (" (exceeded)" if ratio.exceeds(None) else "")
-  measured = [_cell(ratio.ratio and ratio.ratio.median, ".3f"), _spread(ratio.ratio, ".3f")]
-  names = [ratio.case, comparison.program, _noted(comparison.against, note)]
-  return [*names, *measured, limit, _cell(ratio.flops, ".3f")]
-
-
 def _program_cells(timing: Timing) -> list[str]:
   program, ms = timing.program, None
   if timing.seconds is not None:
@@ -154,7 +157,7 @@ def _spread(values: Quartiles | None, form: str) -> str:
   return "-" if values is None else f"{values.low:{form}} to {values.high:{form}}"
 
 
-def _noted(name: str, note: str) -> str:
+def _noted(name: str, note: str | None) -> str:
   return f"{name} ({note})" if note else name
 
 
