@@ -200,7 +200,11 @@ ROWS = [
     "gradient_regularization(gamma=0.05, method='backward', norm='norm') | sgd(0.1)", evaluations=1
   ),
   OptimizerRow("gradient_regularization(gamma=0.05, method='central') | sgd(0.1)", evaluations=2),
-  OptimizerRow("gradient_regularization(gamma=0.05, method='exact') | sgd(0.1)", evaluations=1),
+  OptimizerRow(
+    "gradient_regularization(gamma=0.05, method='exact') | sgd(0.1)",
+    evaluations=1,
+    xfail={"any_size_of_gradient": "a Hessian times 1e20 by a gradient times 1e20 overflows"},
+  ),
   OptimizerRow(
     "ignite(rho=0.1, r=0.1, lam=0.1, eta=0.01) | sgd(0.1)",
     evaluations=2,
