@@ -1,12 +1,13 @@
 """Lanczos' iteration over trees: the Hessian on a Krylov space, with full reorthogonalisation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl import check
+from jaxrl import check, reduce
 
 from . import _loops, _vectors
 
@@ -51,17 +52,17 @@ def step_of(loss: Callable[..., jax.Array]) -> Callable[..., Krylov]:
   Make it once for several runs: it is compiled once.
   """
 
-  def step(j, krylov, key, params, *operands):
+  def step(j, krylov, phases, params, *operands):
     vector = jax.tree.map(lambda rows: rows[j], krylov.basis)
     _, product = _vectors.hessian_product(lambda w: loss(w, *operands), params, vector)
-    scale = jnp.maximum(krylov.scale, _vectors.norm(product))
+    scale = jnp.maximum(krylov.scale, _length(product))
     rest = _outside(krylov.basis, product)
-    beta = _vectors.norm(rest)
+    beta = _length(rest)
     closed = beta <= _ROUNDING * jnp.finfo(beta.dtype).eps * scale
     # A closed space goes on in a new direction: eigenvalues that it missed are still found.
-    fresh = jax.random.fold_in(key, j)
-    rest = jax.lax.cond(closed, lambda: _vectors.normal(fresh, rest), lambda: rest)
-    following = _vectors.unit(_outside(krylov.basis, _vectors.unit(rest)))
+    # Cosines of multiples of random phases are such directions, and cheaper than new draws.
+    rest = jax.tree.map(lambda x, p: jnp.where(closed, jnp.cos((j + 1) * p), x), rest, phases)
+    following = _unit(_outside(krylov.basis, _unit(rest)))
     put = lambda rows, x: rows.at[j + 1].set(x, mode="drop")  # noqa: E731
     return Krylov(
       jax.tree.map(put, krylov.basis, following),
@@ -77,15 +78,21 @@ def run(
   step: Callable[..., Krylov], order: int, key: jax.Array, params: Any, *operands: Any
 ) -> Krylov:
   """`order` steps from a random unit vector, or as many as there are parameters."""
-  order = min(order, _vectors.size(params))
-  start_key, key = jax.random.split(key)
-  start = _vectors.unit(_vectors.normal(start_key, params))
-  basis = jax.tree.map(lambda x: jnp.zeros((order, *x.shape), x.dtype).at[0].set(x), start)
+  start, phases = _start(key, params, min(order, _vectors.size(params)))
+  return _loops.repeat(step, start.diagonal.size, start, phases, params, *operands)
+
+
+@functools.partial(jax.jit, static_argnames="order")
+def _start(key: jax.Array, params: Any, order: int) -> tuple[Krylov, Any]:
+  draws = _vectors.normal(key, params)
+  first = _unit(draws)
+  basis = jax.tree.map(lambda x: jnp.zeros((order, *x.shape), x.dtype).at[0].set(x), first)
   dtype = jnp.result_type(*jax.tree.leaves(params))
-  empty = Krylov(basis, jnp.zeros(order, dtype), jnp.zeros(order, dtype), jnp.zeros((), dtype))
-  return _loops.repeat(step, order, empty, key, params, *operands)
+  krylov = Krylov(basis, jnp.zeros(order, dtype), jnp.zeros(order, dtype), jnp.zeros((), dtype))
+  return krylov, _vectors.scaled(10, draws)
 
 
+@jax.jit
 def ritz(krylov: Krylov) -> tuple[jax.Array, jax.Array]:
   """Eigenvalues `[order]`, ascending, of the tridiagonal matrix, and its eigenvectors."""
   inner = krylov.off[:-1]
@@ -109,6 +116,7 @@ def check_counts(count: int, order: int, params: Any) -> None:
     raise ValueError(f"count must be at most {most}, the steps of the iteration, got {count}")
 
 
+@functools.partial(jax.jit, static_argnames="count")
 def extremes(krylov: Krylov, count: int) -> Extremes:
   """The `count` outermost eigenvalues at each end."""
   eigenvalues, vectors = ritz(krylov)
@@ -126,10 +134,20 @@ def extremes(krylov: Krylov, count: int) -> Extremes:
 
 def _outside(basis: Any, tree: Any) -> Any:
   """The part of `tree` orthogonal to the basis; twice, since once leaves rounding errors."""
-  for _ in range(2):
-    inside = jax.tree.map(
+
+  def project(_, tree):
+    products = jax.tree.map(
       lambda rows, x: jnp.tensordot(rows, x, axes=x.ndim, precision="highest"), basis, tree
     )
-    inside = jnp.sum(jnp.stack(jax.tree.leaves(inside)), axis=0)
-    tree = _vectors.moved(tree, -1, combined(inside, basis))
-  return tree
+    inside = jnp.sum(jnp.stack(jax.tree.leaves(products)), axis=0)
+    return _vectors.moved(tree, -1, combined(inside, basis))
+
+  return jax.lax.fori_loop(0, 2, project, tree)
+
+
+def _length(tree: Any) -> jax.Array:
+  return jnp.sqrt(_vectors.dot(tree, tree))
+
+
+def _unit(tree: Any) -> Any:
+  return _vectors.scaled(reduce.ratio(1.0, _length(tree)), tree)

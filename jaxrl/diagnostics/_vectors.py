@@ -73,10 +73,16 @@ def moved(tree: Any, factor: jax.typing.ArrayLike, direction: Any) -> Any:
 
 
 def normal(key: jax.Array, like: Any) -> Any:
-  """Independent standard normal numbers in the shapes of `like`."""
+  """Independent standard normal numbers in the shapes of `like`, on its devices.
+
+  A sign more or less leaves them normal; that of `like` lets XLA shard them as `like` is.
+  """
   leaves, structure = jax.tree.flatten(like)
   keys = jax.random.split(key, len(leaves))
-  draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+  draws = [
+    jnp.where(x < 0, -1, 1) * jax.random.normal(k, x.shape, x.dtype)
+    for k, x in zip(keys, leaves, strict=True)
+  ]
   return jax.tree.unflatten(structure, draws)
 
 
