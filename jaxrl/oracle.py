@@ -51,10 +51,14 @@ class Objective(NamedTuple):
   `init(key) -> state`, and `apply(state, forward, batch, key) -> (terms, state,
   metrics)`: `forward(inputs, **options)` runs the model at the parameters under test,
   `terms` is a tuple of Losses that are reduced one by one and added.
+
+  With a `teacher`, the train step keeps an average of the model's weights, which decays by
+  that factor a step, and `forward(inputs, teacher=True)` runs that, as in evaluation.
   """
 
   init: Callable[[jax.Array], Any]
   apply: Callable[..., tuple[tuple[Losses, ...], Any, dict[str, jax.Array]]]
+  teacher: float | None = None
 
 
 def masked_losses(values: jax.Array, mask: jax.Array | None) -> Losses:
@@ -135,7 +139,8 @@ def transform_losses(objective: Objective, transform: LossTransform) -> Objectiv
 
     def recording_forward(inputs, **options):
       outputs = forward(inputs, **options)
-      seen.update(named_outputs(outputs))
+      if not options.get("teacher"):
+        seen.update(named_outputs(outputs))
       return outputs
 
     terms, inner, metrics = objective.apply(state[0], recording_forward, batch, key)
@@ -145,7 +150,7 @@ def transform_losses(objective: Objective, transform: LossTransform) -> Objectiv
     losses, outer = transform.update(_merge(terms), state[1], None, **extras)
     return (losses,), (inner, outer), metrics
 
-  return Objective(init, apply)
+  return Objective(init, apply, objective.teacher)
 
 
 def transform_batch(transform: BatchTransform, objective: Objective) -> Objective:
@@ -155,11 +160,18 @@ def transform_batch(transform: BatchTransform, objective: Objective) -> Objectiv
     batch_key, key = jax.random.split(key)
     return objective.apply(state, forward, transform(batch_key, batch), key)
 
-  return Objective(objective.init, apply)
+  return Objective(objective.init, apply, objective.teacher)
 
 
 def weighted_sum(parts: Sequence[tuple[float, Objective]]) -> Objective:
-  """`c1 * first + c2 * second + ...`, each reduced by its own denominator."""
+  """`c1 * first + c2 * second + ...`, each reduced by its own denominator.
+
+  Raises:
+    ValueError: parts want teachers of different decay.
+  """
+  teachers = {part.teacher for _, part in parts if part.teacher is not None}
+  if len(teachers) > 1:
+    raise ValueError(f"the parts of a sum share one teacher, got decays {sorted(teachers)}")
 
   def init(key):
     keys = jax.random.split(key, len(parts))
@@ -176,7 +188,7 @@ def weighted_sum(parts: Sequence[tuple[float, Objective]]) -> Objective:
       metrics |= part_metrics
     return tuple(terms), tuple(states), metrics
 
-  return Objective(init, apply)
+  return Objective(init, apply, next(iter(teachers), None))
 
 
 class Oracle:
@@ -303,8 +315,10 @@ def objective_oracle(
     calls = []
 
     def recording_forward(inputs, **options):
-      calls.append(forward_at(params)(inputs, **options))
-      return calls[-1]
+      outputs = forward_at(params)(inputs, **options)
+      if not options.get("teacher"):
+        calls.append(outputs)
+      return outputs
 
     terms_with(recording_forward)
     if len({id(call) for call in calls}) != 1:
@@ -312,7 +326,10 @@ def objective_oracle(
     return calls[0]
 
   def loss_of(outputs):
-    return total(terms_with(lambda inputs, **options: outputs))
+    def given(inputs, **options):
+      return forward_at(params)(inputs, **options) if options.get("teacher") else outputs
+
+    return total(terms_with(given))
 
   def losses(params):
     terms = terms_with(forward_at(params))

@@ -17,7 +17,10 @@ _OF_AN_EXAMPLE = ("labels", "group", "index", "mask")
 
 
 class TrainState(NamedTuple):
-  """All that a run needs to go on; arrays only."""
+  """All that a run needs to go on; arrays only.
+
+  `teacher` holds averages of `params` and `model` where the objective wants them.
+  """
 
   step: jax.Array
   seed: jax.Array
@@ -25,6 +28,7 @@ class TrainState(NamedTuple):
   optimizer: Any
   objective: Any
   model: Any
+  teacher: Any = ()
 
 
 class Train(NamedTuple):
@@ -89,6 +93,7 @@ def make_train(
       optimizer=_seeded(optimizer.init(params), seed),
       objective=objective.init(objective_key),
       model=model_state,
+      teacher=() if objective.teacher is None else (params, model_state),
     )
     return jax.tree.map(_strong, state)
 
@@ -253,10 +258,18 @@ def _step(
     **collect_metrics((after.objective, optimizer_state)),
     "first_bad_leaf": _first_bad_leaf(params),
   }
+  teacher = _averaged(settings.objective.teacher, state.teacher, (params, after.model))
   after_step = TrainState(
-    state.step + 1, state.seed, params, optimizer_state, after.objective, after.model
+    state.step + 1, state.seed, params, optimizer_state, after.objective, after.model, teacher
   )
   return after_step, metrics
+
+
+def _averaged(decay: float | None, teacher: Any, weights: Any) -> Any:
+  """The teacher, moved towards the model's weights."""
+  if decay is None:
+    return teacher
+  return jax.tree.map(lambda t, w: (decay * t + (1 - decay) * w).astype(t.dtype), teacher, weights)
 
 
 def _problem(settings: _Settings, state: TrainState, batch: oracle.Batch) -> "_Problem":
@@ -342,7 +355,7 @@ def _sums(problem: _Problem, params: Any, carry: Any, batch: oracle.Batch, key: 
   objective_state, model_state = carry
   objective_key, model_key = jax.random.split(key)
   calls: list[_Call] = []
-  forward = _forward(problem.run, params, model_state, model_key, calls)
+  forward = _forward(problem.run, params, model_state, model_key, calls, problem.state.teacher)
   terms, objective_state, metrics = problem.objective.apply(
     objective_state, forward, batch, objective_key
   )
@@ -364,15 +377,18 @@ class _Call(NamedTuple):
   after: Any
 
 
-def _forward(run, params, model_state, key, calls: list[_Call]) -> oracle.Forward:
+def _forward(run, params, model_state, key, calls: list[_Call], averages: Any) -> oracle.Forward:
   """What objectives call.
 
   Every call starts from `model_state`, and the first one's state is kept. Terms of a sum
   that show the model the same inputs share one pass. Calls inside a JAX transformation
-  (an attack's loop) need `keep_state=False`: what they compute must not leave it.
+  (an attack's loop) need `keep_state=False`: what they compute must not leave it. The
+  teacher, if there is one, runs as in evaluation, and leaves nothing.
   """
 
-  def forward(inputs, *, train=True, keep_state=True):
+  def forward(inputs, *, train=True, keep_state=True, teacher=False):
+    if teacher:
+      return run(*averages, inputs, key, False)[0]
     for call in calls:
       if call.inputs is inputs and call.train == train:
         return call.outputs
@@ -397,7 +413,7 @@ def _oracle(settings: _Settings, problem: _Problem, loss_at: Callable[..., Any])
   def forward_at(params):
     if settings.axis_name is not None:
       params = parallel.local_or_mean_grads(params, settings.axis_name)
-    return _forward(problem.run, params, state.model, model_key, [])
+    return _forward(problem.run, params, state.model, model_key, [], state.teacher)
 
   return oracle.objective_oracle(
     problem.objective,

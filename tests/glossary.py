@@ -78,13 +78,13 @@ def arrays(names: Collection[str], seed: int = 0) -> dict[str, jax.Array]:
 
 
 def batch(names: Collection[str], seed: int = 0) -> dict[str, jax.Array]:
-  """A batch: inputs, a mask, and those of `names` that the model doesn't give."""
+  """A batch: inputs, a mask, the epoch, and those of `names` that the model doesn't give."""
   given = {*names, "mask"} - set(FROM_MODEL)
   inputs = np.random.default_rng(seed).normal(size=(SIZES["B"], SIZES["F"]))
   per_token = not TOKEN_NAMES.isdisjoint(names)
   rng = np.random.default_rng(seed)
   drawn = {name: _drawn(GLOSSARY[name], rng, per_token) for name in sorted(given)}
-  return {**drawn, "inputs": jnp.asarray(inputs)}
+  return {**drawn, "inputs": jnp.asarray(inputs), "epoch": jnp.asarray(3, jnp.int32)}
 
 
 def parameters(seed: int = 0) -> dict[str, jax.Array]:

@@ -206,7 +206,7 @@ def masked_examples(bench: Bench) -> None:
   garbage = {
     name: bench.batch[name].at[::3].set(100 * array[::3] if name == "inputs" else array[::3])
     for name, array in other.items()
-    if name not in keep
+    if name not in keep and array.ndim
   }
   clean, dirty = bench.evaluate(mask=mask), bench.evaluate(mask=mask, **garbage)
   assert_close(seen(dirty), seen(clean), bench.row.tolerance)
@@ -216,7 +216,7 @@ def masked_examples(bench: Bench) -> None:
 def permutation(bench: Bench) -> None:
   """The order of the examples does not matter."""
   order = np.random.default_rng(0).permutation(glossary.SIZES["B"])
-  shuffled = {name: array[order] for name, array in bench.batch.items()}
+  shuffled = {name: array[order] for name, array in bench.batch.items() if array.ndim}
   assert_close(seen(bench.evaluate(**shuffled)), seen(bench.evaluate()), bench.row.tolerance)
 
 
@@ -310,8 +310,9 @@ def micro_batches(bench: Bench) -> None:
   evaluate = quick_jit(bench.by_eager)
   state, totals = bench.state, None
   for start in range(0, glossary.SIZES["B"], size):
-    micro = {name: array[start : start + size] for name, array in bench.batch.items()}
-    result = evaluate(bench.params, state, micro)
+    rows = {name: array for name, array in bench.batch.items() if array.ndim}
+    micro = {name: array[start : start + size] for name, array in rows.items()}
+    result = evaluate(bench.params, state, {**bench.batch, **micro})
     state = result.state
     part = [oracle.sums(term) for term in result.terms]
     totals = part if totals is None else jax.tree.map(jnp.add, totals, part)
@@ -353,7 +354,8 @@ def sharded(bench: Bench) -> None:
   """A batch sharded over eight devices gives the values and gradients of one device."""
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   spread = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  batch = jax.device_put(bench.batch, spread)
+  rows = {name: array for name, array in bench.batch.items() if array.ndim}
+  batch = {**bench.batch, **jax.device_put(rows, spread)}
   result = quick_jit(bench.by_eager)(bench.params, bench.state, batch)
   assert_close(seen(result), seen(bench.evaluate()), 10 * bench.row.tolerance)
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl import oracle
+from jaxrl import models, oracle, train
 from objectives.classification.cross_entropy import cross_entropy
-from objectives.classification.saf import saf
+from objectives.classification.saf import mesa, saf
 from objectives.classification.stablemax import log_stablemax, stablemax
 from optimizers.coordinate_clip import adam_coordinate_clip, coordinate_clip
 from optimizers.gravity import gravity
@@ -224,7 +224,8 @@ def batches_of(golden):
   """The batches of a golden's run, epoch after epoch."""
   inputs, labels = jnp.asarray(golden["inputs"], jnp.float32), jnp.asarray(golden["labels"])
   for index in golden["order"].reshape(-1, golden["order"].shape[-1]):
-    yield {"inputs": inputs[index], "labels": labels[index], "index": jnp.asarray(index)}
+    rows = {"inputs": inputs[index], "labels": labels[index], "index": jnp.asarray(index)}
+    yield {**rows, "mask": jnp.ones(len(index))}
 
 
 def test_saf_is_the_official_one_for_thirty_steps():
@@ -289,3 +290,83 @@ def test_saf_remembers_each_example_once_a_visit():
 def test_saf_gives_nan_outside_the_data_set():
   (values_,), _ = saf_evaluations(saf(5, 3), [(np.ones((2, 3), np.float32), [4, 5])])
   np.testing.assert_array_equal(np.isnan(values_), [False, True])
+
+
+# mesa
+
+
+def mesa_run(golden, objective=None, optimizer=None, **options):
+  """The train step and first state of the golden's run, its data in `batches_of`."""
+  start = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), golden["start"])
+
+  def apply(params, model_state, inputs, key, train):
+    return logits_of(params, inputs), model_state
+
+  parts = train.make_train(
+    models.Model(lambda key, inputs: (start, ()), apply),
+    objective or mesa(decay=golden["decay"], **golden["hyper"]),
+    optimizer or optax.sgd(golden["learning_rate"]),
+    jnp.zeros((1, 5)),
+    steps_per_epoch=golden["order"].shape[1],
+    **options,
+  )
+  return parts.step, jax.jit(parts.init)(0)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_mesa_is_the_official_one_for_thirty_steps(micro_batches):
+  golden = values.load("saf")
+  run = golden["runs"]["mesa"]
+  step, state = mesa_run(golden, micro_batches=micro_batches)
+  step = jax.jit(step)
+  for batch, expected in zip(batches_of(golden), run["losses"], strict=True):
+    state, metrics = step(state, batch)
+    close(metrics["loss"], expected)
+  for name, end in run["end"].items():
+    close(state.params[name], end)
+
+
+def test_mesa_shows_an_oracle_the_same_teacher_at_every_point():
+  golden, seen = values.load("saf"), {}
+
+  def see(updates, state, params=None, *, value, value_fn, **extra_args):
+    doubled = jax.tree.map(lambda w: 2 * w, params)
+    outputs = value_fn.outputs(doubled)
+    seen["values"] = value, value_fn(params), value_fn(doubled), value_fn.loss_of(outputs)
+    return updates, state
+
+  probe = optax.GradientTransformationExtraArgs(optax.init_empty_state, see)
+  hyper = {**golden["hyper"], "start_epoch": 0, "decay": 0.5}
+  step, state = mesa_run(golden, mesa(**hyper), optax.chain(probe, optax.sgd(0.1)))
+  plain, _ = mesa_run(golden, mesa(**{**hyper, "lam": 0.0}), optax.chain(probe, optax.sgd(0.1)))
+  batches = list(batches_of(golden))
+  train_step = jax.jit(step)
+  for batch in batches[:5]:
+    state, _ = train_step(state, batch)
+
+  def shown(function):
+    def values_of(state, batch):
+      function(state, batch)
+      return seen["values"]
+
+    return jax.jit(values_of)(state, batches[5])
+
+  value, again, moved, of_outputs = shown(step)
+  assert value == again
+  close(moved, of_outputs)
+  # By hand, from the averages that the state holds.
+  inputs, temperature = batches[5]["inputs"], hyper["temperature"]
+  doubled = jax.tree.map(lambda w: 2 * w, state.params)
+  log_p, log_q = (
+    jax.nn.log_softmax(logits_of(params, inputs) / temperature)
+    for params in (state.teacher[0], doubled)
+  )
+  divergence = jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+  close(moved - shown(plain)[2], hyper["lam"] * temperature**2 * divergence)
+
+
+def test_objectives_of_a_sum_share_one_teacher():
+  both = oracle.weighted_sum([(1.0, mesa(decay=0.5)), (1.0, oracle.lift(cross_entropy))])
+  assert both.teacher == 0.5
+  with pytest.raises(ValueError, match=r"share one teacher, got decays \[0.5, 0.9\]"):
+    oracle.weighted_sum([(1.0, mesa(decay=0.5)), (1.0, mesa(decay=0.9))])

@@ -1,4 +1,4 @@
-"""Sharpness-aware training for free: agree with what the model said some epochs ago."""
+"""Sharpness-aware training for free: agree with the model of some time ago, saf and mesa."""
 
 from typing import NamedTuple
 
@@ -122,6 +122,84 @@ def saf(
     return (oracle.masked_losses(values, batch.get("mask")),), state, {}
 
   return Objective(init, apply)
+
+
+def mesa(
+  *,
+  lam: float = 0.3,
+  temperature: float = 5.0,
+  decay: float = 0.9998,
+  start_epoch: int = 5,
+  end_epoch: int | None = None,
+) -> Objective:
+  r"""Cross-entropy plus the divergence from an average of the model's weights over time.
+
+  With the logits :math:`z_i` of the weights w and :math:`\bar z_i` of their average,
+
+  .. math::
+    \ell_i = \mathrm{CE}(z_i, y_i) +
+      \lambda T^2 \, \mathrm{KL}\left( p_T(\bar z_i) \,\|\, p_T(z_i) \right), \qquad
+    \bar w \leftarrow \beta \bar w + (1 - \beta) w
+
+  after every step, strictly between the first and the last epoch, and cross-entropy alone
+  before and after. It is `saf` with a copy of the weights in place of a memory of the data set.
+
+  Args:
+    lam: strength :math:`\lambda`, at least 0.
+    temperature: T, above 0.
+    decay: :math:`\beta`, in [0, 1].
+    start_epoch: the last epoch, counted from 0, without the divergence.
+    end_epoch: the first epoch without it again; `None` for never.
+
+  Returns:
+    An Objective of `inputs`, `labels [B]` (or probabilities `[B, C]`) and the number of the
+    `epoch`, which the train step gives. The train step keeps the averages. One value for each
+    example, `[B]`.
+
+  Raises:
+    ValueError: an argument is out of range, or the batch has no `epoch`.
+    AssertionError: the logits are not `[B, C]`, or the labels do not fit them.
+
+  Cost: one forward pass beyond the gradient's, and a copy of the weights.
+
+  Notes:
+    As in the official code the averages include the statistics of BatchNorm, and run as in
+    evaluation. There the divergence ends at epoch 360.
+
+  References:
+    [192] Du, Zhou, Feng, Tan, Zhou, "Sharpness-Aware Training for Free", 2022,
+      arXiv:2205.14083
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxrl import oracle
+    >>> objective = mesa(lam=1.0, temperature=1.0, start_epoch=0)
+    >>> def forward(inputs, teacher=False):  # a train step makes it
+    ...   return jnp.log(jnp.array([[1.0, 1.0]])) if teacher else inputs
+    >>> batch = {"inputs": jnp.log(jnp.array([[3.0, 1.0]])), "labels": jnp.array([0])}
+    >>> batch["epoch"] = jnp.array(1)
+    >>> terms, _, _ = objective.apply((), forward, batch, jax.random.key(0))
+    >>> print(f"{oracle.total(terms):.4f}")  # log(4 / 3) + log(2 / sqrt(3))
+    0.4315
+  """
+  check.at_least("lam", lam, 0)
+  check.above("temperature", temperature, 0)
+  check.between("decay", decay, 0, 1)
+  check.whole("start_epoch", start_epoch, 0)
+  if end_epoch is not None:
+    check.whole("end_epoch", end_epoch, 0)
+
+  def apply(state, forward, batch, key):
+    del key
+    epoch = check.array("mesa", "epoch", batch.get("epoch"))
+    logits = oracle.named_outputs(forward(batch["inputs"]))["logits"]
+    old = oracle.named_outputs(forward(batch["inputs"], teacher=True))["logits"]
+    active = _in_epochs(epoch, start_epoch, end_epoch)
+    pull = jnp.where(active, _divergence(old, logits, temperature), 0)
+    values = cross_entropy(logits, batch["labels"]) + lam * pull
+    return (oracle.masked_losses(values, batch.get("mask")),), state, {}
+
+  return Objective(lambda key: (), apply, teacher=decay)
 
 
 def _in_epochs(epoch: jax.Array, start: int, end: int | None) -> jax.Array:

@@ -46,4 +46,18 @@ ROWS = [
       "saf(end_epoch=-1)": "end_epoch must be a whole number of at least 0, got -1",
     },
   ),
+  ObjectiveRow(
+    "mesa(start_epoch=1)",
+    limits=(
+      ("mesa(lam=0, start_epoch=1)", "cross_entropy()"),
+      ("mesa(start_epoch=3)", "cross_entropy()"),
+    ),
+    bad={
+      "mesa(lam=-1)": "lam must be at least 0, got -1",
+      "mesa(temperature=0)": "temperature must be above 0, got 0",
+      "mesa(decay=2)": "decay must be in [0, 1], got 2",
+      "mesa(start_epoch=-1)": "start_epoch must be a whole number of at least 0, got -1",
+      "mesa(end_epoch=-1)": "end_epoch must be a whole number of at least 0, got -1",
+    },
+  ),
 ]
