@@ -1,0 +1,262 @@
+"""optax's own conformance tests, which come with its wheel, on every optimizer.
+
+`optax/contrib/_common_test.py` tests the optimizers in lists at its head. Here those lists are
+rewritten: each method takes their place in turn, on the first of its rows. It goes by the name
+of `sophia`, the one optimizer to which these tests hand their objective.
+
+The common tests of `optax/_src/alias_test.py` are left out: they are the same, besides complex
+parameters, which no method here claims to have, and hand nobody their objective.
+"""
+
+import ast
+import fnmatch
+import functools
+import importlib
+import importlib.util
+import inspect
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxrl import spec
+from jaxrl.oracle import Oracle
+from tests import tiers
+from tests.cases import OptimizerRow, rows
+from tests.properties import KNOWN, entry_of, wrapped
+
+MODULE = "optax.contrib._common_test"
+
+TESTS = (
+  "test_gradient_accumulation0",  # bfloat16
+  "test_gradient_accumulation1",
+  "test_optimizers0",  # a parabola; each has to be minimised in 30,000 steps
+  "test_optimizers1",  # Rosenbrock's function
+  "test_optimizers2",  # a parabola of a matrix
+  "test_optimizers3",  # a parabola of a vector and a matrix
+  "test_optimizers_accept_extra_args0",
+  "test_optimizers_accept_extra_args1",  # without a wrapper, and so the same again: left out
+  "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such0",
+  "test_optimizers_can_be_wrapped_in_inject_hyperparams0",
+  "test_preserve_dtype0",  # bfloat16
+  "test_preserve_dtype1",
+  "test_state_shape_dtype_shard_stability0",  # float16
+  "test_state_shape_dtype_shard_stability1",  # bfloat16
+  "test_state_shape_dtype_shard_stability2",
+  "test_state_shape_dtype_shard_stability3",  # float64
+)
+LEFT_OUT = {"test_optimizers_accept_extra_args1"}
+
+# Rosenbrock's function has curvatures from 0.4 to 1000: steps have to be small, and a radius
+# around the parameters as well, for its minimum to be that of what a method descends.
+RATE = "5e-4"
+FITTED = {
+  "adam_coordinate_clip": "adam_coordinate_clip(0.02, fraction=0.1)",
+  "amp": "amp(epsilon=0.001) | sgd(5e-4)",
+  "gam": "gam(rho=0.01, rho_prime=0.001) | sgd(5e-4)",
+  "gam_exact": "gam_exact(rho=0.01, alpha=0.1) | sgd(5e-4)",
+  "gam_sam": "gam_sam(rho=0.01, alpha=0.1, rho_sam=0.001) | sgd(5e-4)",
+  "gradient_regularization": "gradient_regularization(gamma=1e-4, eps=0.01) | sgd(5e-4)",
+  "gravity": "gravity(1.0)",
+  "optimistic_omd": "optimistic_omd(5e-4)",
+  "sam": "sam(rho=0.001) | sgd(5e-4)",
+}
+"""Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
+
+FAILS = {
+  ("booster", "*"): "takes rows of a batch, and these losses have none",
+  ("gravity", "test_optimizers1"): "divides the gradients on the valley's walls by their squares",
+  ("perp_grad", "test_optimizers[0-3]"): "turns around the origin and can't reach every minimum",
+  ("sgtm", "*"): "splits parameters by names, and these have none",
+}
+"""Patterns of tests that must fail, by method, each with the reason."""
+
+
+@functools.cache
+def _source() -> tuple[Any, Any]:
+  """The compiled head of optax's module, and its class of tests."""
+  found = importlib.util.find_spec(MODULE)
+  path = Path(found.origin)
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  first = next(i for i, node in enumerate(tree.body) if isinstance(node, ast.ClassDef))
+  parts = tree.body[:first], tree.body[first : first + 1]
+  return tuple(compile(ast.Module(part, []), str(path), "exec") for part in parts)
+
+
+def conformance_tests(factory: Callable[..., Any], learning_rate: float) -> type[unittest.TestCase]:
+  """optax's tests of one optimizer, `factory(learning_rate=...)`."""
+  head, tests = _source()
+  names: dict[str, Any] = {"__name__": MODULE}
+  exec(head, names)
+  case = {"opt_name": "sophia", "opt_kwargs": {"learning_rate": learning_rate}}
+  case |= {"wrapper_name": None, "wrapper_kwargs": None}
+  for listed in ("_ALL_OPTIMIZERS_UNDER_TEST", "_MAIN_OPTIMIZERS_UNDER_TEST"):
+    assert names[listed], f"{MODULE} has no {listed} any more"
+    names[listed] = (case,)
+  names["_get_opt_factory"] = lambda name: factory
+  exec(tests, names)
+  return names["ContribTest"]
+
+
+def with_objective(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`optimizer`, which gets the extras of a train step, made from the `obj_fn` of the tests."""
+  inner = optax.with_extra_args_support(optimizer)
+
+  @functools.partial(jax.jit, static_argnames="obj_fn")
+  def update(updates, state, params=None, *, obj_fn, **extra_args):
+    extras = {"value": obj_fn(params), "grad": updates, "value_fn": _oracle(obj_fn, params)}
+    return inner.update(updates, state, params, **extras, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _oracle(objective: Callable[[Any], jax.Array], params: Any) -> Oracle:
+  """The loss `objective` of one example, whose outputs are the parameters."""
+  unravel = ravel_pytree(params)[1]
+  return Oracle(
+    objective,
+    params,
+    outputs=lambda params: ravel_pytree(params)[0][None],
+    loss_of=lambda outputs: objective(unravel(outputs[0])),
+    losses=lambda params: objective(params)[None],
+    of_slice=lambda params, index, slices: objective(params),
+  )
+
+
+def _subject(row: OptimizerRow) -> tuple[Callable[..., Any], float]:
+  """A factory of the row's optimizer by learning rate, and the rate to take."""
+  tree = ast.parse(FITTED.get(row.method, row.spec), mode="eval").body
+  elements, last = (tree.left, tree.right) if isinstance(tree, ast.BinOp) else (None, tree)
+  assert isinstance(last, ast.Call)
+  name = ast.unparse(last.func)
+  rate = RATE if name == "sgd" and row.method not in FITTED else ast.unparse(last.args[0])
+
+  def factory(learning_rate: optax.ScalarOrSchedule):
+    if elements is None:
+      return with_objective(_recipe(row, ast.unparse(last), learning_rate))
+    assert name == "sgd", f"{row.spec}: give it an entry in FITTED that ends in sgd"
+    chain = spec.optimizer(ast.unparse(elements), **KNOWN)
+    return with_objective(optax.chain(chain, optax.sgd(learning_rate)))
+
+  return factory, float(rate)
+
+
+def _recipe(row: OptimizerRow, text: str, learning_rate: Any) -> optax.GradientTransformation:
+  """The recipe `text`, its first argument, the learning rate, replaced."""
+
+  def replaced(function, *args, **kwargs):
+    assert next(iter(inspect.signature(function).parameters)) == "learning_rate"
+    return function(learning_rate, *args[1:], **kwargs)
+
+  with wrapped(entry_of(row), replaced):
+    return spec.optimizer(text, **KNOWN)
+
+
+@functools.cache
+def _methods() -> dict[str, OptimizerRow]:
+  """The first row of each method; methods whose parameters are bounded have none."""
+  anywhere = [row for row in rows("optimizers") if row.params == "any"]
+  return {row.method: row for row in reversed(anywhere)}
+
+
+def _cases() -> list[Any]:
+  return [
+    pytest.param(row, test, id=f"{method}-{test}", marks=_marks(row, test))
+    for method, row in sorted(_methods().items())
+    for test in TESTS
+    if test not in LEFT_OUT
+  ]
+
+
+def _marks(row: OptimizerRow, test: str) -> list[pytest.MarkDecorator]:
+  reasons = [why for pattern, why in FAILS.items() if _fits(pattern, row.method, test)]
+  marks = [pytest.mark.xfail(reason=reasons[0], strict=True)] if reasons else []
+  group = pytest.mark.xdist_group(f"optax-{row.method}")
+  return [*marks, group, *tiers.unless_changed(entry_of(row).file)]
+
+
+def _fits(pattern: tuple[str, str], method: str, test: str) -> bool:
+  return method == pattern[0] and fnmatch.fnmatch(test, pattern[1])
+
+
+@functools.lru_cache(maxsize=1)
+def _tests_of(method: str) -> type[unittest.TestCase]:
+  return conformance_tests(*_subject(_methods()[method]))
+
+
+@pytest.mark.parametrize(("row", "test"), _cases())
+def test_conformance(row, test):
+  try:
+    _tests_of(row.method)(test).debug()
+  except unittest.SkipTest as skipped:
+    raise AssertionError(f"optax's test did not run: {skipped}") from skipped
+
+
+# The adapter.
+
+
+def sgd(learning_rate: optax.ScalarOrSchedule):
+  return with_objective(optax.sgd(learning_rate))
+
+
+def test_all_tests_of_optax_are_known_and_exceptions_are_about_something():
+  there = unittest.TestLoader().getTestCaseNames(conformance_tests(sgd, 0.1))
+  assert tuple(there) == TESTS
+  assert set(FITTED) <= set(_methods())
+  for pattern in FAILS:
+    assert any(_fits(pattern, method, test) for method in _methods() for test in TESTS), pattern
+  assert len(_cases()) == 15 * len(_methods())
+
+
+def by_the_loss(learning_rate: optax.ScalarOrSchedule):
+  """Gradient descent that doesn't look at the gradient which it is given."""
+
+  def update(updates, state, params=None, *, value, value_fn, **extra_args):
+    del updates, extra_args
+    value_here, gradient = jax.value_and_grad(value_fn)(params)
+    moved = jax.tree.map(lambda g: jnp.where(value == value_here, -learning_rate * g, 0), gradient)
+    return moved, state
+
+  plain = optax.GradientTransformationExtraArgs(lambda params: (), update)
+  return with_objective(plain)
+
+
+def uphill(learning_rate: optax.ScalarOrSchedule):
+  return with_objective(optax.sgd(-learning_rate))
+
+
+def widening(learning_rate: optax.ScalarOrSchedule):
+  wide = optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32))
+  return with_objective(optax.chain(optax.sgd(learning_rate), wide))
+
+
+def without_extras(learning_rate: optax.ScalarOrSchedule):
+  sgd = optax.sgd(learning_rate)
+
+  def update(updates, state, params=None, *, value, grad, value_fn):
+    return sgd.update(updates, state, params)
+
+  return with_objective(optax.GradientTransformationExtraArgs(sgd.init, update))
+
+
+def test_methods_get_the_objective_of_the_test():
+  conformance_tests(by_the_loss, 5e-4)("test_optimizers1").debug()
+
+
+@pytest.mark.parametrize(
+  ("faulty", "test", "error"),
+  [
+    (uphill, "test_optimizers0", AssertionError),
+    (widening, "test_preserve_dtype0", AssertionError),
+    (without_extras, "test_optimizers_accept_extra_args0", TypeError),
+  ],
+)
+def test_planted_faults_are_found(faulty, test, error):
+  with pytest.raises(error):
+    conformance_tests(faulty, 5e-4)(test).debug()
