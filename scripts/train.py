@@ -118,7 +118,7 @@ def prepare(config: Config) -> Run:
   if config.mesh is None and jax.process_count() > 1:
     raise ValueError(f"{jax.process_count()} processes need a mesh: pass --mesh data=N")
   mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
-  axis_name = _worker_axes(config, mesh)
+  axis_name = worker_axes(config, mesh)
   if mesh is not None and config.batch_size % mesh.size:
     places = f"a multiple of the {mesh.size} places of the mesh"
     raise ValueError(f"batch_size must be {places}, got {config.batch_size}")
@@ -179,7 +179,7 @@ def _lockstep(config: Config, mesh: Mesh | None) -> tuple[int, ...]:
   return _seeds(config)
 
 
-def _worker_axes(config: Config, mesh: Mesh | None) -> AxisName | None:
+def worker_axes(config: Config, mesh: Mesh | None) -> AxisName | None:
   """The mesh axes of workers with local gradients; None for global gradients."""
   axes = spec.axis_names(config.optimizer)
   named = f"axis_name={', '.join(sorted(axes))}"
