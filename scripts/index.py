@@ -10,6 +10,7 @@ import pathlib
 import re
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxrl import catalogue
@@ -59,8 +60,8 @@ def index(entries: tuple[Entry, ...]) -> str:
   """The whole file: a table for each folder."""
   parts, evidence = [HEAD], _results.by_method()
   for folder, members in itertools.groupby(sorted(entries, key=_folder), _folder):
-    verdicts = ((member, *evidence.get(member.name, ("", ""))) for member in members)
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *itertools.starmap(_row, verdicts)]
+    methods = (_row(member, evidence.get(member.name, {})) for member in members)
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *methods]
     parts.append(f"## {folder}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
   return "\n".join(parts)
 
@@ -103,14 +104,14 @@ def _optimizer_needs(entry: Entry) -> list[str]:
   return [*(["value_fn"] if closure else []), *local]
 
 
-def _row(entry: Entry, verdict: str, experiment: str) -> tuple[str, ...]:
+def _row(entry: Entry, verdicts: Mapping[str, str]) -> tuple[str, ...]:
   paper = reference(entry.docstring)
   arxiv = f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
   summary = re.sub(r":math:`([^`]*)`", _math, entry.summary)
   file = f"[{pathlib.PurePosixPath(entry.file).name}]({entry.file})"
-  evidence = f"[{verdict}](docs/evidence/README.md#{experiment})" if verdict else ""
+  evidence = (f"[{v}](docs/evidence/README.md#{name})" for name, v in verdicts.items())
   cells = (paper.number, paper.title, arxiv, file, f"`{entry.name}`", summary)
-  cells = (*cells, ", ".join(needs(entry)), evidence)
+  cells = (*cells, ", ".join(needs(entry)), ", ".join(evidence))
   return tuple(cell.replace("|", r"\|") or "-" for cell in cells)
 
 

@@ -197,7 +197,7 @@ def test_a_changed_file_makes_the_verdict_stale_in_table_and_index(tmp_path, mon
   assert "[shown](docs/evidence/README.md#sam)" in index.index((sam,))
   with (tmp_path / changed).open("a") as file:
     file.write("# a change\n")
-  assert _results.by_method(results) == {"sam": ("stale", "sam")}
+  assert _results.by_method(results) == {"sam": {"sam": "stale"}}
   assert "[stale](docs/evidence/README.md#sam)" in index.index((sam,))
   _report.write_table(results)
   page = (results / "README.md").read_text()

@@ -30,7 +30,7 @@ class Config:
   out: pathlib.Path = _results.FOLDER
   """Folder of the results."""
   minutes: float | None = None
-  """For each experiment; by default what it says of itself."""
+  """After which each experiment is stopped; by default what it says of itself."""
 
 
 def experiment(name: str) -> Experiment:
@@ -45,7 +45,7 @@ def experiment(name: str) -> Experiment:
 
 
 def chosen(config: Config) -> dict[str, Experiment]:
-  """The experiments that a configuration names, of its own limits of time."""
+  """The experiments that a configuration names."""
   found = {name: experiment(name) for name in config.names}
   if config.family is not None:
     every = {name: experiment(name) for name in _results.names()}
@@ -54,8 +54,6 @@ def chosen(config: Config) -> dict[str, Experiment]:
       families = sorted({e.family for e in every.values()})
       raise ValueError(f"no family {config.family!r}: there are {', '.join(families)}")
     found |= family
-  if config.minutes is not None:
-    found = {n: dataclasses.replace(e, minutes=config.minutes) for n, e in found.items()}
   return found
 
 
@@ -67,22 +65,22 @@ def main() -> None:
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-  bad = [name for name, chosen in experiments.items() if not _succeeds(config.out, name, chosen)]
+  bad = [name for name, chosen in experiments.items() if not _succeeds(config, name, chosen)]
   config.out.mkdir(parents=True, exist_ok=True)
   _report.write_table(config.out)
   print(f"written to {config.out}")
   sys.exit(1 if bad else 0)
 
 
-def _succeeds(folder: pathlib.Path, name: str, experiment: Experiment) -> bool:
+def _succeeds(config: Config, name: str, experiment: Experiment) -> bool:
   """Runs one and writes what it found; says so where that is worth nothing."""
   print(f"{name}: {len(experiment.arms)} arms, {len(experiment.seeds)} seeds")
   try:
-    result = run(experiment, lambda line: print(f"  {line}", flush=True))
+    result = run(experiment, lambda line: print(f"  {line}", flush=True), config.minutes)
   except OutOfTime as error:
     print(f"error: {name}: {error}", file=sys.stderr)
     return False
-  _report.write(folder, name, experiment, result)
+  _report.write(config.out, name, experiment, result)
   print(f"{_report.printed(name, result)}\n{name}: {result.verdict}\n")
   if result.verdict == INVALID:
     print(f"error: {name}: the null came out as shown", file=sys.stderr)

@@ -48,13 +48,13 @@ def current_verdict(result: Mapping[str, Any]) -> str:
   return result["verdict"] if same else STALE
 
 
-def by_method(folder: pathlib.Path = FOLDER) -> dict[str, tuple[str, str]]:
-  """For each method with evidence, its verdict and the experiment."""
-  return {
-    method: (result["current"], experiment)
-    for experiment, result in read(folder).items()
-    for method in result["methods"]
-  }
+def by_method(folder: pathlib.Path = FOLDER) -> dict[str, dict[str, str]]:
+  """For each method with evidence, the verdicts by experiment."""
+  found: dict[str, dict[str, str]] = {}
+  for experiment, result in read(folder).items():
+    for method in result["methods"]:
+      found.setdefault(method, {})[experiment] = result["current"]
+  return found
 
 
 def _digest(path: str) -> str:

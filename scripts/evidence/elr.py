@@ -8,7 +8,7 @@ from scripts.evidence._experiment import Claim, Experiment
 from scripts.evidence._training import Trained, grid
 from scripts.train import Config
 
-TASK = Config(dataset="digits", model="mlp", trouble=Options(label_noise=0.4), epochs=60)
+TASK = Config(dataset="digits", model="mlp", trouble=Options(label_noise=0.4), epochs=50)
 RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.01, 0.02, 0.05)]
 MORE_RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)]
 
@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
   methods=("elr",),
   family="noisy labels",
   setup=(
-    "Digits with 40 % symmetric label noise in training, an MLP of two layers of 128, 60 epochs "
+    "Digits with 40 % symmetric label noise in training, an MLP of two layers of 128, 50 epochs "
     "of SGD with momentum 0.9. The null is `elr(lam=0)`."
   ),
   arms={

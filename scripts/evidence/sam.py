@@ -1,6 +1,7 @@
 """[183] SAM finds flatter minima that generalise better, here under wrong labels."""
 
 from jaxrl.trouble import Options
+from scripts.evidence._curvature import top_eigenvalue
 from scripts.evidence._experiment import Claim, Experiment
 from scripts.evidence._training import grid
 from scripts.train import Config
@@ -18,7 +19,7 @@ EXPERIMENT = Experiment(
   ),
   arms={
     "method": grid(
-      TASK,
+      *(TASK, top_eigenvalue),
       optimizer=[
         f"sam(rho={rho}) | sgd({rate}, momentum=0.9)"
         for rate in RATES[1:]
@@ -26,13 +27,20 @@ EXPERIMENT = Experiment(
       ],
     ),
     "baseline": grid(
-      TASK, optimizer=[f"sgd({rate}, momentum=0.9)" for rate in RATES], epochs=LENGTHS
+      *(TASK, top_eigenvalue),
+      optimizer=[f"sgd({rate}, momentum=0.9)" for rate in RATES],
+      epochs=LENGTHS,
     ),
     "null": grid(
-      TASK, optimizer=[f"sam(rho=0) | sgd({rate}, momentum=0.9)" for rate in RATES], epochs=LENGTHS
+      *(TASK, top_eigenvalue),
+      optimizer=[f"sam(rho=0) | sgd({rate}, momentum=0.9)" for rate in RATES],
+      epochs=LENGTHS,
     ),
   },
-  claims=(Claim("SAM is more accurate on clean test data than SGD", "test/accuracy", "higher"),),
+  claims=(
+    Claim("SAM is more accurate on clean test data than SGD", "test/accuracy", "higher"),
+    Claim("SAM finds a smaller largest eigenvalue than SGD", "train/top eigenvalue", "lower"),
+  ),
   tuned_by="validation/accuracy",
   tuned="higher",
 )
