@@ -1,5 +1,6 @@
 """Fisher SAM: perturb the parameters with the largest diagonal Fisher information."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ def fisher_mask(
 
   Notes:
     The Fisher information is the empirical one, of the mean gradient. Of equal entries the
-    first ones are chosen.
+    first ones are chosen. Counts have 32 bits, which is for two thousand million entries.
     The official code adds 1e-7 to the norm, `sam(eps=1e-7, mask=fisher_mask())`, and chooses
     anew every 100 updates in its README, every one by default. It sets the gradient to zero
     once it has chosen, so that its perturbation of such a step is zero; here it isn't. It
@@ -128,7 +129,17 @@ def _largest(magnitudes: list[jax.Array], keep: float) -> list[jax.Array]:
   chosen = []
   for b in bits:
     equal = b == threshold
-    before = jnp.cumsum(equal.reshape(-1)).reshape(b.shape)
-    chosen.append((b > threshold) | (equal & (before <= left)))
-    left = left - jnp.sum(equal, dtype=jnp.int32)
+    chosen.append((b > threshold) | (equal & (_position(equal) <= left)))
+    left = left - count([equal])
   return chosen
+
+
+def _position(chosen: jax.Array) -> jax.Array:
+  """How many entries of an array are chosen, up to and with each of them.
+
+  Counted by rows, so that an array whose first axis is sharded is not gathered.
+  """
+  rows = chosen.reshape(chosen.shape[0] if chosen.ndim else 1, math.prod(chosen.shape[1:]))
+  totals = jnp.sum(rows, axis=1)
+  before = jnp.cumsum(totals) - totals
+  return (jnp.cumsum(rows, axis=1) + before[:, None]).reshape(chosen.shape)

@@ -36,9 +36,9 @@ def norm_layer_mask(where: str = "[Nn]orm|(?<![a-z])bn") -> Mask:
 
   Notes:
     The paper finds larger radii best than for all parameters. Its script runs ASAM
-    (`adaptive=True`) with :math:`\rho = 0.5` and :math:`\eta = 0` unless told otherwise; its
-    best results let biases adapt as well (`adaptive_bias=True`), with :math:`\rho` up to 10.
-    It chooses by the parts `norm` and `bn` of a parameter's name.
+    (`adaptive=True`) with :math:`\rho = 0.5` and :math:`\eta = 0` unless told otherwise; the
+    run that its README shows lets biases adapt as well (`adaptive_bias=True`) and has
+    :math:`\rho = 10`. It chooses by the parts `norm` and `bn` of a parameter's name.
 
   References:
     [258] Mueller, Vlaar, Rolnick, Hein, "Normalization Layers Are All That Sharpness-Aware

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxrl import models, oracle, parallel, spec, train
 from optimizers.fisher_mask import fisher_mask
@@ -150,6 +150,18 @@ def test_the_mask_of_workers_is_that_of_their_mean_gradient():
   gradients = [gradient_by_hand(POINT, *data[i]) for i in PAIR]
   assert np.argmin(np.abs(np.mean(gradients, axis=0))) == 2
   assert {int(np.argmin(np.abs(g))) for g in gradients} != {2}
+
+
+def test_choosing_a_mask_leaves_sharded_parameters_where_they_are():
+  mesh = jax.make_mesh((8,), ("fsdp",), (AxisType.Auto,))
+  split = NamedSharding(mesh, PartitionSpec("fsdp"))
+  whole = NamedSharding(mesh, PartitionSpec())
+  mask, params = fisher_mask(0.1), {"w": jnp.ones((64, 32))}
+  state = mask.init(params)
+  where = jax.tree.map(lambda leaf: split if leaf.ndim else whole, (params, state))
+  choose = jax.jit(lambda g, s: mask.update(g, s, g), in_shardings=where)
+  found = hlo.collectives(choose.lower(params, state).compile().as_text())
+  assert found and all(message.bytes <= 4 * 64 for message in found)
 
 
 # Slices.

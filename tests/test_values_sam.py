@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxrl import spec
-from optimizers._sharpness import Mask
+from optimizers._sharpness import Mask, scaled_to
 from optimizers.fisher_mask import fisher_mask
 from optimizers.norm_layer_mask import norm_layer_mask
 from optimizers.sam import sam
@@ -207,6 +207,13 @@ def test_sam_takes_the_norm_of_bfloat16_in_float32():
   made = perturbation(sam(1.002 * np.sqrt(258)), ones, 0 * ones)
   assert made.dtype == jnp.bfloat16
   np.testing.assert_array_equal(made.astype(np.float32), 1)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_lengths_are_exact_for_gradients_of_any_size(size):
+  made = scaled_to({"w": jnp.full(258, size, jnp.bfloat16)}, 2.0, 0.0)["w"]
+  assert made.dtype == jnp.float32
+  np.testing.assert_allclose(made, 2 / np.sqrt(258), rtol=1e-6)
 
 
 # Masks by hand.
