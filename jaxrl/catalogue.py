@@ -39,6 +39,7 @@ _KIND_OF_RETURN = {
   "MirrorMap": "mirror map",
   "Projection": "projection",
   "Mask": "mask",
+  "Reparameterization": "reparameterization",
 }
 
 

@@ -264,4 +264,28 @@ ROWS = [
     why="an example by itself is a worker's whole batch, of one group",
     xfail={"odd_trees": "there is no parameter that `split` could find"},
   ),
+  OptimizerRow(
+    "reparameterized(sgd(0.1), weight_norm())",
+    limits=(("reparameterized(sgd(0), weight_norm())", "set_to_zero()"),),
+    bad={
+      "reparameterized(sgd(0.1), 0.5)": "by must be a Reparameterization, got 0.5",
+      "reparameterized(sgd(0.1), weight_norm(axis=0.5))": "axis must be a whole number, got 0.5",
+    },
+  ),
+  OptimizerRow(
+    "reparameterized(adam(0.01), weight_compander(a=3, b=2, learn=True))",
+    limits=(
+      ("reparameterized(sgd(0.1), weight_compander(a=1000, b=1000))", "sgd(0.1)"),
+      ("reparameterized(sgd(0), weight_compander(a=3))", "set_to_zero()"),
+    ),
+    bad={
+      "reparameterized(sgd(0.1), weight_compander(a=0))": "a must be above 0, got 0",
+      "reparameterized(sgd(0.1), weight_compander(b=-1))": "b must be above 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "orthonormal(strength=0.01) | sgd(0.1)",
+    limits=(("orthonormal(strength=0)", "identity()"),),
+    bad={"orthonormal(strength=-1)": "strength must be at least 0, got -1"},
+  ),
 ]

@@ -1,0 +1,1 @@
+"""Operators on parameters: merging, matching and reparameterisation."""
