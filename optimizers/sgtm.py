@@ -73,14 +73,17 @@ def sgtm(
     `optax.chain(sgtm(...), optax.adamw(...))`: a masked gradient is zero, but momentum and
     decay go on. The paper's 254M model gives away 64 of 4096 units and one of 32 heads a layer,
     masks embeddings and normalisations too (`(0, 0)` here), and labels one in ten of the
-    batches not to forget as `retain_group`. Where a unit with its weights and bias at zero
+    batches not to forget as `retain_group`. Some are needed: nothing else keeps R from leaning
+    on F. On digits, odd ones to forget, a quarter of the last hidden layer of an MLP given away,
+    the answer gets 98.7 % of the even test digits right if all even ones are to retain, 19 % if
+    none are, and no odd one in either case. Where a unit with its weights and bias at zero
     does not put out zero (a sigmoid), `split` must hold the weights that it feeds. On a mixed
     batch what came in is replaced on R: elements that reshape gradients belong behind. The
     incoming gradient must be that of the whole batch, not a worker's own.
 
   References:
     [159] Shilov, Cloud, Gema, Goldman-Wetzler, Panickssery, Sleight, Jones, Anil, "Beyond Data
-      Filtering: Knowledge Localization for Capability Removal in LLMs", 2025
+      Filtering: Knowledge Localization for Capability Removal in LLMs", 2025, arXiv:2512.05648
     Baseline: Cloud, Goldman-Wetzler, Wybitul, Miller, Turner, "Gradient Routing: Masking
       Gradients to Localize Computation in Neural Networks", 2024, arXiv:2410.04332
 
