@@ -205,7 +205,7 @@ class Oracle:
     value: Callable[[Any], jax.Array],
     params: Any,
     *,
-    outputs: Callable[[Any], Any] | None = None,
+    outputs: Callable[..., Any] | None = None,
     loss_of: Callable[[Any], jax.Array] | None = None,
     losses: Callable[[Any], jax.Array] | None = None,
     of_slice: Callable[[Any, jax.typing.ArrayLike, int], jax.Array] | None = None,
@@ -227,9 +227,10 @@ class Oracle:
     """The scalar loss at `params`."""
     return self._value(self._filled(params))
 
-  def outputs(self, params: Any) -> Any:
-    """The model's outputs at `params`."""
-    return self._part("outputs")(self._filled(params))
+  def outputs(self, params: Any, inputs: jax.Array | None = None) -> Any:
+    """The model's outputs at `params`, on other `inputs` than the batch's if they are given."""
+    other = () if inputs is None else (inputs,)
+    return self._part("outputs")(self._filled(params), *other)
 
   def loss_of(self, outputs: Any) -> jax.Array:
     """The scalar loss of given model outputs."""
@@ -311,7 +312,9 @@ def objective_oracle(
   def terms_with(forward, batch=batch):
     return objective.apply(state, forward, batch, key)[0]
 
-  def outputs(params):
+  def outputs(params, inputs=None):
+    if inputs is not None:
+      return forward_at(params)(inputs)
     calls = []
 
     def recording_forward(inputs, **options):

@@ -465,7 +465,7 @@ def _step_on_part(optimizer: Any, carry: Carry, rest: Any, batch: problem.Data) 
   value_fn = oracle.Oracle(
     lambda part: whole({**part, **rest}),
     carry.params,
-    outputs=lambda part: whole.outputs({**part, **rest}),
+    outputs=lambda part, *inputs: whole.outputs({**part, **rest}, *inputs),
     loss_of=whole.loss_of,
     losses=lambda part: whole.losses({**part, **rest}),
     of_slice=lambda part, *which: whole.of_slice({**part, **rest}, *which),

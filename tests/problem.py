@@ -65,8 +65,11 @@ def oracle(
   def losses_of(outputs):
     return batch.scale * jnp.mean((outputs - batch.targets) ** 2, axis=-1)
 
-  def outputs(params):
-    return model(params, batch)
+  def outputs(params, inputs=None):
+    made = model(params, batch)
+    if inputs is None:
+      return made
+    return {"logits": made + inputs, "features": jnp.tanh(made * inputs)}
 
   return Oracle(
     lambda params: jnp.mean(losses_of(outputs(params))),
@@ -78,7 +81,11 @@ def oracle(
       params
     ),
     of_rows=lambda params, rows, share: _mean_of_rows(losses_of(outputs(params)), rows, share),
-    batch={"group": jnp.arange(len(batch.targets)) % GROUPS},
+    batch={
+      "group": jnp.arange(len(batch.targets)) % GROUPS,
+      "inputs": batch.targets,
+      "labels": jnp.argmax(batch.targets, axis=-1).astype(jnp.int32),
+    },
   )
 
 

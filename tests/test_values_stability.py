@@ -13,6 +13,7 @@ from objectives.classification.stablemax import log_stablemax, stablemax
 from optimizers.coordinate_clip import adam_coordinate_clip, coordinate_clip
 from optimizers.gravity import gravity
 from optimizers.perp_grad import perp_grad
+from optimizers.udim import udim
 from tests import values
 
 RNG = np.random.default_rng(0)
@@ -370,3 +371,78 @@ def test_objectives_of_a_sum_share_one_teacher():
   assert both.teacher == 0.5
   with pytest.raises(ValueError, match=r"share one teacher, got decays \[0.5, 0.9\]"):
     oracle.weighted_sum([(1.0, mesa(decay=0.5)), (1.0, mesa(decay=0.9))])
+
+
+# udim
+
+
+def test_udim_is_the_official_one_for_twenty_five_steps():
+  with jax.enable_x64(True):
+    golden = values.load("udim")
+    batch = {name: jnp.asarray(golden[name]) for name in ("inputs", "labels")}
+    optimizer = udim(golden["rho"], rho_x=golden["rho_x"], lam=golden["lam"], official=True)
+    optimizer = optax.chain(optimizer, optax.sgd(golden["learning_rate"]))
+    params = jax.tree.map(jnp.asarray, golden["start"])
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+      value_fn = featured_oracle(params, batch)
+      value, gradient = jax.value_and_grad(value_fn)(params)
+      updates, state = optimizer.update(gradient, state, params, value_fn=value_fn)
+      return optax.apply_updates(params, updates), state, value
+
+    for loss, penalty in zip(golden["losses"], golden["penalties"], strict=True):
+      params, state, value = step(params, state)
+      close(value, loss, 1e-8)
+      close(state[0].metrics["inconsistency"], penalty, 1e-6)  # logged in float32
+    for name, end in golden["end"].items():
+      close(params[name], end, 1e-8)
+
+
+def featured_oracle(params, batch):
+  """The oracle of the golden's classifier, which shows its features."""
+
+  def forward_at(params):
+    def forward(inputs):
+      features = jnp.tanh(inputs @ params["first"] + params["bias"][None])
+      return {"features": features, "logits": features @ params["second"] + params["offset"][None]}
+
+    return forward
+
+  objective = oracle.lift(cross_entropy)
+  return oracle.objective_oracle(objective, (), forward_at, batch, jax.random.key(0), params)
+
+
+def test_udim_moves_each_example_by_rho_x_up_its_own_slope():
+  golden, seen = values.load("udim"), []
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), golden["start"])
+  inputs, labels = jnp.asarray(golden["inputs"], jnp.float32), jnp.asarray(golden["labels"])
+  mask = jnp.array([1.0] * 7 + [0.0])
+  value_fn = featured_oracle(params, {"inputs": inputs, "labels": labels, "mask": mask})
+  shown = value_fn.outputs
+
+  def outputs(params, inputs):
+    seen.append(inputs)
+    return shown(params, inputs)
+
+  value_fn.outputs = outputs
+  optimizer = udim(0.0, rho_x=0.3)
+  optimizer.update(jax.grad(value_fn)(params), optimizer.init(params), params, value_fn=value_fn)
+  steps = np.asarray(seen[-1] - inputs)
+  close(np.linalg.norm(steps, axis=1), 0.3 * mask, 1e-4)
+
+  def losses(inputs):  # with rho = 0 the slope is that of the loss
+    return jnp.sum(cross_entropy(shown(params, inputs)["logits"], labels))
+
+  slopes = np.asarray(jax.grad(losses)(inputs))[:7]
+  close(steps[:7], 0.3 * slopes / np.linalg.norm(slopes, axis=1, keepdims=True), 1e-4)
+
+
+def test_udim_wants_a_model_that_shows_its_features():
+  batch, params = {"inputs": jnp.ones((2, 3)), "labels": jnp.array([0, 1])}, jnp.ones((3, 2))
+  value_fn = oracle.objective_oracle(
+    oracle.lift(cross_entropy), (), lambda w: lambda x: x @ w, batch, jax.random.key(0), params
+  )
+  with pytest.raises(TypeError, match="a mapping with `features` and `logits`"):
+    udim().update(params, udim().init(params), params, value_fn=value_fn)

@@ -288,4 +288,16 @@ ROWS = [
     limits=(("orthonormal(strength=0)", "identity()"),),
     bad={"orthonormal(strength=-1)": "strength must be at least 0, got -1"},
   ),
+  OptimizerRow(
+    "udim(rho_x=0.5, lam=0.1) | sgd(0.1)",
+    evaluations=4,
+    workers="matter",
+    why="each worker's inconsistency is that of its own examples",
+    limits=(("udim(lam=0)", "sam(rho=0.05)"),),
+    bad={
+      "udim(rho=-1)": "rho must be at least 0, got -1",
+      "udim(rho_x=-1)": "rho_x must be at least 0, got -1",
+      "udim(lam=-1)": "lam must be at least 0, got -1",
+    },
+  ),
 ]
