@@ -204,6 +204,58 @@ def loss_histograms(runs: Mapping[str, Sequence[Predictions]]) -> Any:
   return figure
 
 
+def spectrum(points: np.ndarray, density: np.ndarray, largest: np.ndarray) -> Any:
+  """The density of a Hessian's eigenvalues, and its largest ones as ticks."""
+  figure, (axis,) = panels(1, wide=True)
+  axis.plot(points, density, label="density")
+  floor = 1e-3 / max(1e-12, float(np.ptp(points)))
+  axis.plot(largest, np.full(len(largest), floor), "|", color="black", label="largest", ms=12)
+  axis.set(title="eigenvalues of the Hessian", xlabel="eigenvalue", ylabel="density")
+  axis.set_yscale("log")
+  axis.set_ylim(floor / 2, max(10 * floor, 2 * float(np.max(density))))
+  axis.legend(fontsize="small")
+  return figure
+
+
+def loss_lines(lines: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+  """A panel for each line: the loss, `loss [N]`, at the positions `at [N]`."""
+  figure, axes = panels(len(lines))
+  for axis, (title, line) in zip(axes, lines.items(), strict=True):
+    axis.plot(line["at"], line["loss"], marker=".")
+    axis.set_title(title, wrap=True, fontsize="small")
+    axis.set(xlabel="position", ylabel="loss")
+  return figure
+
+
+def loss_plane(at: np.ndarray, losses: np.ndarray) -> Any:
+  """Contours of the losses `[N, N]` over a square, logarithmic, as they grow fast."""
+  figure, (axis,) = panels(1, wide=True)
+  heights = np.log10(np.maximum(losses, np.finfo(np.float32).tiny))
+  drawn = axis.contourf(at, at, heights.T, levels=30)
+  axis.plot(0, 0, "+", color="white", ms=12)
+  figure.colorbar(drawn, ax=axis, label="log10 of the loss")
+  axis.set(title="loss over a plane", xlabel="first direction", ylabel="second", aspect="equal")
+  return figure
+
+
+def class_extremes(smallest: np.ndarray, largest: np.ndarray) -> Any:
+  """Bars of each class's smallest and largest eigenvalue, `[classes]`."""
+  figure, axes = panels(2)
+  for axis, title, values in zip(axes, ("smallest", "largest"), (smallest, largest), strict=True):
+    axis.bar(np.arange(len(values)), np.nan_to_num(values))
+    axis.set(title=f"{title} eigenvalue by class", xlabel="class", xticks=np.arange(len(values)))
+  return figure
+
+
+def bars(title: str, values: Mapping[str, float]) -> Any:
+  """A named bar for each value."""
+  figure, (axis,) = panels(1, wide=True)
+  axis.barh(list(values), [float(value) for value in values.values()])
+  axis.invert_yaxis()
+  axis.set_title(title)
+  return figure
+
+
 def _means(values: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
   """The mean of the values at each place; NaN where there are none."""
   count = np.bincount(place, minlength=size)
