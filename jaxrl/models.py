@@ -42,6 +42,74 @@ def from_flax(module: nn.Module) -> Model:
   return Model(init, apply)
 
 
+class Reparameterized(nn.Module):
+  """A layer that trains other coordinates than its own parameters.
+
+  `Reparameterized(nn.Dense(10), weight_norm())` starts at the weights that the layer draws, and
+  its parameters are the coordinates: any optimizer trains them.
+
+  Attributes:
+    layer: a Flax module.
+    by: the coordinates, a Reparameterization such as `weight_norm()` or `weight_compander()`.
+  """
+
+  layer: nn.Module
+  by: Any
+
+  @nn.compact
+  def __call__(self, *args, **kwargs) -> Any:
+    """What the layer returns."""
+
+    def run(layer):
+      return layer(*args, **kwargs)
+
+    lifted = nn.map_variables(
+      run, "params", self.by.weights, self.by.init, init=self.is_initializing()
+    )
+    return lifted(self.layer)
+
+
+class WeightNormalized(nn.Module):
+  """A layer with weight normalization (Salimans and Kingma, 2016), initialised by data.
+
+  With `y = g * (v / |v|) x + b` for each unit, the batch that `init` sees gets outputs of mean 0
+  and standard deviation `scale`, if the layers before have been initialised by it, too. A single
+  example has no deviation: from one, g is `scale` and b is 0. In the paper, v has deviation
+  0.05: `WeightNormalized(nn.Dense(64, use_bias=False, kernel_init=nn.initializers.normal(0.05)))`.
+
+  Attributes:
+    layer: such as `nn.Dense` or `nn.Conv`, without a bias: units on the last axis.
+    scale: deviation of the first outputs.
+  """
+
+  layer: nn.Module
+  scale: float = 1.0
+
+  def __post_init__(self):
+    if getattr(self.layer, "use_bias", False):
+      raise ValueError("layer must have use_bias=False: WeightNormalized has a bias of its own")
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """The layer's outputs, with their scale and bias."""
+    x = nn.WeightNorm(self.layer, use_scale=False)(inputs)
+    mean, deviation = _moments(x)
+    g = self.param("scale", lambda _: self.scale / deviation)
+    b = self.param("bias", lambda _: -g * mean)
+    g, b = (jnp.broadcast_to(unit.astype(x.dtype), x.shape) for unit in (g, b))
+    return g * x + b
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The mean and the standard deviation of each unit; 0 and 1 of a single example."""
+  units = x.shape[-1:]
+  if x.size == x.shape[-1]:
+    return jnp.zeros(units), jnp.ones(units)
+  rows = x.reshape(-1, *units).astype(jnp.float32)
+  return jnp.mean(rows, axis=0), jnp.sqrt(jnp.var(rows, axis=0) + 1e-10)
+
+
 class Mlp(nn.Module):
   """Fully connected layers on flattened inputs."""
 

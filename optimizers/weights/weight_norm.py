@@ -71,7 +71,7 @@ def weight_norm(axis: int = -1) -> Reparameterization:
       return kernel
     if not -jnp.ndim(kernel) <= axis < jnp.ndim(kernel):
       raise ValueError(f"axis must be one of a kernel of shape {kernel.shape}, got {axis}")
-    length = jnp.linalg.norm(kernel.astype(_wide(kernel)), axis=_others(kernel), keepdims=True)
+    length = _length(kernel.astype(_wide(kernel)), _others(kernel))
     direction = jnp.where(length == 0, 1, kernel).astype(kernel.dtype)
     return Polar(direction, length.astype(kernel.dtype))
 
@@ -89,12 +89,16 @@ def weight_norm(axis: int = -1) -> Reparameterization:
     others = _others(direction)
     largest = jnp.max(jnp.abs(direction), axis=others, keepdims=True, initial=0)
     scaled = direction / jax.lax.stop_gradient(jnp.where(largest == 0, 1, largest))
-    return scaled / jnp.linalg.norm(scaled, axis=others, keepdims=True)
+    return scaled / _length(scaled, others)
 
   return Reparameterization(
     init=lambda params: jax.tree.map(polar, params),
     weights=lambda raw: jax.tree.map(weights, raw, is_leaf=lambda node: isinstance(node, Polar)),
   )
+
+
+def _length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  return jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
 
 
 def _wide(x: jax.Array) -> Any:
