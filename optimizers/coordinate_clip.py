@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import check
+from jaxrl import check, reduce
 
 
 class CoordinateClipState(NamedTuple):
@@ -36,7 +36,8 @@ def coordinate_clip(fraction: float = 0.1) -> optax.GradientTransformationExtraA
       0.5 for finished updates.
 
   Returns:
-    A gradient transformation. The state's metrics hold :math:`\tau`.
+    A gradient transformation. The state's metrics hold :math:`\tau`. Where each worker clips its
+    own local gradient, before `ef21` for instance, they hold the workers' mean.
 
   Raises:
     ValueError: `fraction` is not in [0, 1].
@@ -73,7 +74,8 @@ def coordinate_clip(fraction: float = 0.1) -> optax.GradientTransformationExtraA
     del state, params, extra_args
     clipped, threshold = _clipped(updates, fraction)
     clipped = jax.tree.map(lambda c, u: c.astype(u.dtype), clipped, updates)
-    return clipped, CoordinateClipState({"threshold": threshold.astype(jnp.float32)})
+    threshold = reduce.worker_mean(threshold.astype(jnp.float32))
+    return clipped, CoordinateClipState({"threshold": threshold})
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -177,7 +179,7 @@ def _clipped(tree: Any, fraction: float) -> tuple[Any, jax.Array]:
 
 @jax.jit
 def _largest_but(above: jax.typing.ArrayLike, leaves: Sequence[jax.Array]) -> jax.Array:
-  """The largest magnitude but `above` of them, bit by bit; 0 past the last.
+  """The largest magnitude but `above` of them, found bit by bit; 0 past the last.
 
   Floats that are not negative have the order of their bit patterns.
   """

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl import models, oracle, train
+from jaxrl import models, oracle, reduce, train
 from objectives.classification.cross_entropy import cross_entropy
 from objectives.classification.saf import mesa, saf
 from objectives.classification.stablemax import log_stablemax, stablemax
@@ -164,17 +164,20 @@ def test_coordinate_clip_halves_the_directional_sharpness_of_an_ill_conditioned_
     close(np.sum(hessian * np.square(direction)) / np.sum(np.square(direction)), sharpness)
 
 
-def test_coordinate_clip_within_shard_map():
+def test_coordinate_clip_of_local_gradients():
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   gradients = RNG.normal(size=(8, 10)).astype(np.float32)
-  spread = jax.sharding.PartitionSpec("data")
+  spread, same = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
 
   def update(gradient):
-    return coordinate_clip(0.3).update(gradient, ())[0]
+    with reduce.over("data"):
+      return coordinate_clip(0.3).update(gradient, ())
 
-  by_worker = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=spread, out_specs=spread))
+  by_worker = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=spread, out_specs=(spread, same)))
+  updates, state = by_worker(jnp.asarray(gradients))
   expected = [clipped_by_sorting({"": gradient}, 0.3)[""] for gradient in gradients]
-  np.testing.assert_array_equal(by_worker(jnp.asarray(gradients)), expected)
+  np.testing.assert_array_equal(updates, expected)
+  close(state.metrics["threshold"], np.mean(np.max(np.abs(expected), axis=1)))
 
 
 def test_adam_coordinate_clip_clips_the_first_moment_alone():
