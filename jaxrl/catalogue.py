@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGES = ("optimizers", "objectives")
+"""Whose functions specs and rows are made of."""
+DIAGNOSTICS = ("jaxrl.diagnostics",)
+"""Whose functions are methods too, called with a loss and parameters."""
 
 GLOSSARY = (
   *("logits", "labels", "predictions", "targets", "teacher_logits", "features"),
@@ -76,7 +79,7 @@ def catalogue(packages: tuple[str, ...] = PACKAGES) -> tuple[Entry, ...]:
     for root in _folders(package)
     for file in sorted(root.rglob("*.py"))
     if not any(part.startswith("_") for part in file.relative_to(root).parts)
-    for entry in _entries(file, root.parent)
+    for entry in _entries(file, root.parents[package.count(".")])
   )
 
 

@@ -5,6 +5,7 @@ python -m scripts.index --check   exits with 1 if it is not up to date
 """
 
 import argparse
+import ast
 import itertools
 import pathlib
 import re
@@ -26,8 +27,9 @@ signatures; change those, not this file.
 
 *Needs* is what a method must be handed beyond gradients, parameters and hyper-parameters:
 optimizers `value_fn` (the loss of this step's batch) or an `Oracle` and its parts, objectives
-arrays of the batch and of the model's outputs. *Evidence* is the verdict of an experiment on
-what the paper claims ([how](docs/evidence/README.md)), or `stale` where a file has changed since.
+arrays of the batch and of the model's outputs, diagnostics all arguments without a default.
+*Evidence* is the verdict of an experiment on what the paper claims
+([how](docs/evidence/README.md)), or `stale` where a file has changed since.
 """
 COLUMNS = ("id", "paper", "arXiv", "file", "name", "what it does", "needs", "evidence")
 _OPTIONAL = {"mask"}
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m scripts.index", description=__doc__)
   parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
   check = parser.parse_args(arguments).check
-  text = index(catalogue.catalogue())
+  text = index(catalogue.catalogue(catalogue.PACKAGES + catalogue.DIAGNOSTICS))
   if not check:
     FILE.write_text(text, encoding="utf-8")
   elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text:
@@ -89,10 +91,21 @@ def needs(entry: Entry) -> list[str]:
   """What a method must be handed, from the names in its code."""
   if entry.kind == catalogue.GRADIENT_TRANSFORMATION:
     return _optimizer_needs(entry)
+  if entry.file.startswith("jaxrl/"):
+    return _required(entry)
   found = [name for name in catalogue.GLOSSARY if name in entry.identifiers - _OPTIONAL]
   if entry.kind == catalogue.OBJECTIVE and "num_examples" in entry.identifiers:
     found.append("memory of all examples")
   return found
+
+
+def _required(entry: Entry) -> list[str]:
+  """The positional arguments without a default."""
+  function = ast.parse(f"def {entry.signature}: ...").body[0]
+  assert isinstance(function, ast.FunctionDef)
+  arguments = function.args
+  names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+  return names[: len(names) - len(arguments.defaults)]
 
 
 def _optimizer_needs(entry: Entry) -> list[str]:

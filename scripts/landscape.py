@@ -210,6 +210,7 @@ def _lines_and_plane(
   }
 
 
+@jax.jit
 def _noise(key: jax.Array, params: Any) -> Any:
   leaves, structure = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from jaxrl.catalogue import Entry, catalogue
+from jaxrl.catalogue import DIAGNOSTICS, PACKAGES, Entry, catalogue, duplicates
 from scripts import index
 
-ENTRIES = [pytest.param(entry, id=entry.name) for entry in catalogue()]
+ENTRIES = [pytest.param(entry, id=entry.name) for entry in catalogue(PACKAGES + DIAGNOSTICS)]
 
 
 def entry(name="sgd", file="optimizers/sgd.py", kind="gradient transformation", **fields):
@@ -83,6 +83,14 @@ def test_needs():
   assert of("labels", "logits", "mask", "group.size", kind="loss") == ["logits", "labels"]
   memory = of("index", "num_examples", kind="objective")
   assert memory == ["index", "memory of all examples"]
+
+
+def test_diagnostics_need_their_arguments_without_a_default():
+  found = {entry.name: entry for entry in catalogue(DIAGNOSTICS)}
+  assert found["linear_path"].file == "jaxrl/diagnostics/linear_path.py"
+  assert index.needs(found["linear_path"]) == ["loss", "start", "end", "fractions"]
+  assert index.needs(found["module_criticality"]) == ["loss", "params"]
+  assert duplicates(PACKAGES + DIAGNOSTICS) == {}
 
 
 def test_rows():

@@ -65,13 +65,23 @@ def directional_sharpness(
     99.0198
   """
   params = _vectors.wide(params)
-  direction = _vectors.unit(_vectors.like("direction", direction, params))
-  gradient, product = _vectors.hessian_product(loss, params, direction)
-  slope, sharpness = _vectors.dot(gradient, direction), _vectors.dot(direction, product)
+  return _measured(loss)(params, _vectors.like("direction", direction, params))
+
+
+def _measured(loss: Callable[[Any], jax.Array]) -> Callable[..., DirectionalSharpness]:
+  @jax.jit
+  def measured(params, direction):
+    direction = _vectors.unit(direction)
+    gradient, product = _vectors.hessian_product(loss, params, direction)
+    slope, sharpness = _vectors.dot(gradient, direction), _vectors.dot(direction, product)
+    correlation = reduce.ratio(slope, _vectors.norm(gradient))
+    return DirectionalSharpness(sharpness, correlation, _decrease(slope, sharpness))
+
+  return measured
+
+
+def _decrease(slope: jax.Array, sharpness: jax.Array) -> jax.Array:
   convex = sharpness > 0
   endless = (sharpness < 0) | ((sharpness == 0) & (slope != 0))
   decrease = slope**2 / (2 * jnp.where(convex, sharpness, 1))
-  correlation = reduce.ratio(slope, _vectors.norm(gradient))
-  return DirectionalSharpness(
-    sharpness, correlation, jnp.where(endless, jnp.inf, jnp.where(convex, decrease, 0))
-  )
+  return jnp.where(endless, jnp.inf, jnp.where(convex, decrease, 0))

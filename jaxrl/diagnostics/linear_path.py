@@ -89,8 +89,8 @@ def loss_plane(
   Cost: `N * M` evaluations of the loss; 8 bytes a parameter beyond the directions.
 
   References:
-    Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets", 2018,
-      arXiv:1712.09913
+    Baseline: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural
+      Nets", 2018, arXiv:1712.09913
 
   Example:
     >>> import jax.numpy as jnp
@@ -137,8 +137,8 @@ def filter_normalized(direction: Any, params: Any, *, axis: int = -1) -> Any:
   Cost: two passes over the parameters.
 
   References:
-    Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets", 2018,
-      arXiv:1712.09913
+    Baseline: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural
+      Nets", 2018, arXiv:1712.09913
 
   Example:
     >>> import jax.numpy as jnp

@@ -54,11 +54,11 @@ def module_criticality(
 
   Notes:
     As in the official code, the start is no candidate: where the first step overshoots, the
-    result can be negative. That code averages over shuffled batches of 512 test examples
-    (labels and PGD as in training); its criterion is the one here.
+    result can be negative. That code takes shuffled batches of 512 of the test split;
+    examples of the training split leave the test split for the test.
 
   References:
-    [76] Zhu, Hu, Wang, Chen, Yang, "Improving Generalization of Adversarial Training via
+    [76] Zhu, Wang, Hu, Xie, Yang, "Improving Generalization of Adversarial Training via
       Robust Critical Fine-Tuning", 2023, arXiv:2308.02533
 
   Example:

@@ -57,8 +57,8 @@ def worst_case_sharpness(
     the parameters: another path to the same maximum. They average over batches of 128.
 
   References:
-    Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the Relationship between
-      Sharpness and Generalization", 2023, arXiv:2302.07011
+    Baseline: Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the
+      Relationship between Sharpness and Generalization", 2023, arXiv:2302.07011
     Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, "On Large-Batch Training for Deep Learning:
       Generalization Gap and Sharp Minima", 2016, arXiv:1609.04836
 
@@ -114,8 +114,8 @@ def random_sharpness(
   Cost: `samples + 1` evaluations of the loss, no gradient; 8 bytes a parameter.
 
   References:
-    Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the Relationship between
-      Sharpness and Generalization", 2023, arXiv:2302.07011
+    Baseline: Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the
+      Relationship between Sharpness and Generalization", 2023, arXiv:2302.07011
 
   Example:
     >>> import jax, jax.numpy as jnp
