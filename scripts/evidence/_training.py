@@ -22,12 +22,14 @@ class Trained(NamedTuple):
   """One trained network.
 
   Attributes:
-    state: of its run.
+    config: of its run.
+    state: at the end.
     predictions: on each split, with columns as `jaxrl.predictions` has them.
     dataset: what it was trained on.
     parts: the functions of its run.
   """
 
+  config: Config
   state: train.TrainState
   predictions: dict[str, Predictions]
   dataset: data.Dataset
@@ -88,7 +90,7 @@ def trained(
     numbers = []
     for i in range(len(members)):
       own, state = jax.tree.map(lambda x, i=i: x[i], (predictions, states))
-      numbers.append(_numbers(Trained(state, own, dataset, parts), statistics))
+      numbers.append(_numbers(Trained(config, state, own, dataset, parts), statistics))
     values = {name: np.array([own[name] for own in numbers]) for name in numbers[0]}
     return {**values, "curve/loss": losses}
 
@@ -99,9 +101,18 @@ class _Compiled:
   """The functions of a run over a leading axis of members."""
 
   def __init__(self, parts: train.Train):
-    self.init = jax.jit(jax.vmap(parts.init))
+    self._init = jax.vmap(parts.init)
     self.step = jax.jit(jax.vmap(parts.step), donate_argnums=0)
     self.predict = jax.jit(jax.vmap(parts.predict, in_axes=(0, None)))
+
+  def init(self, members: jax.Array) -> train.TrainState:
+    """The states at the start.
+
+    Operation by operation: these are compiled once for all settings, while the whole would be
+    compiled for each of them, which takes longer than all else. The step is donated copies,
+    since states may hold the parameters twice.
+    """
+    return jax.tree.map(jnp.copy, self._init(members))
 
 
 def _train(
