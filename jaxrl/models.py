@@ -101,6 +101,33 @@ class WeightNormalized(nn.Module):
     return g * x + b
 
 
+class MeanOnlyBatchNorm(nn.Module):
+  """Takes the batch's mean off each unit, and adds a bias: for layers with weight normalization.
+
+  Noise of the batch's variance stays out of the gradients (Salimans and Kingma, 2016).
+
+  Attributes:
+    use_running_average: whether the mean is the running one, as in evaluation.
+    momentum: of the running mean.
+  """
+
+  use_running_average: bool
+  momentum: float = 0.9
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`x [..., units]`, centred."""
+    units = x.shape[-1:]
+    running = self.variable("batch_stats", "mean", lambda: jnp.zeros(units))
+    bias = self.param("bias", nn.initializers.zeros, units)
+    mean = running.value
+    if not self.use_running_average:
+      mean = jnp.mean(x.reshape(-1, *units).astype(jnp.float32), axis=0)
+      if not self.is_initializing():
+        running.value = self.momentum * running.value + (1 - self.momentum) * mean
+    return x + jnp.broadcast_to((bias - mean).astype(x.dtype), x.shape)
+
+
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The mean and the standard deviation of each unit; 0 and 1 of a single example."""
   units = x.shape[-1:]

@@ -160,6 +160,23 @@ def test_weight_norm_initialised_by_data_has_the_scale_and_bias_of_the_paper():
   close(layer.apply({"params": params}, other), expected, 1e-4)
 
 
+def test_mean_only_batch_norm_against_its_definition():
+  inputs = RNG.normal(size=(2, 4, 3, 5)).astype(np.float32)
+  layer = models.MeanOnlyBatchNorm(use_running_average=False, momentum=0.8)
+  variables = layer.init(KEY, inputs)
+  close(variables["batch_stats"]["mean"], np.zeros(5))
+  variables["params"]["bias"] = bias = jnp.arange(5.0)
+  mean, expected = np.zeros(5), inputs - inputs.mean(axis=(0, 1, 2)) + np.arange(5)
+  for _ in range(2):
+    outputs, changed = layer.apply(variables, inputs, mutable="batch_stats")
+    variables = {**variables, **changed}
+    mean = 0.8 * mean + 0.2 * inputs.mean(axis=(0, 1, 2))
+    close(outputs, expected)
+    close(changed["batch_stats"]["mean"], mean)
+  evaluated = models.MeanOnlyBatchNorm(use_running_average=True).apply(variables, inputs)
+  close(evaluated, inputs - mean + np.asarray(bias))
+
+
 # weight_compander
 
 
