@@ -1,5 +1,7 @@
 """[275] Gradient regularization by large forward differences finds sparser solutions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +21,7 @@ def problem(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
   return inputs, inputs[:, :MATTER].sum(axis=1) / MATTER**0.5
 
 
-def weights(params: dict[str, jax.Array]) -> jax.Array:
+def weights(params: Any) -> jax.Array:
   """Of the linear function that a diagonal linear network is."""
   return params["plus"] ** 2 - params["minus"] ** 2
 
@@ -72,8 +74,8 @@ EXPERIMENT = Experiment(
     "features from N(2, 1), of which three matter. Everything is trained to the end, by 100,000 "
     "steps of gradient descent with a rate of 0.001, with gamma = 0.1 and, where there are "
     "differences, steps of 0.1. That features are not centred is essential: where they were, the "
-    "penalty acted most on those that matter, and the order was the opposite. The null has forward differences with steps of "
-    "0.001, compared with the exact gradient of the penalty."
+    "penalty acted most on those that matter, and the order was the opposite. The null has "
+    "forward differences with steps of 0.001, compared with the exact gradient of the penalty."
   ),
   arms={
     "forward": regularized("forward"),
