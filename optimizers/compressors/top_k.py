@@ -1,21 +1,10 @@
 """Top-k: send the entries of largest magnitude, each with its index."""
 
-import fractions
-import math
-import numbers
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from ._compressor import Compressor
-
-
-class TopKMessage(NamedTuple):
-  """What `top_k` sends: `values [k]` and the `indices [k]` where they stand."""
-
-  values: jax.Array
-  indices: jax.Array
+from ._sparse import SparseMessage, add_entries, entries_of, narrow
 
 
 def top_k(k: int | float) -> Compressor:
@@ -62,26 +51,15 @@ def top_k(k: int | float) -> Compressor:
     >>> compressor.alpha(4)
     0.5
   """
-  whole = isinstance(k, numbers.Integral) and not isinstance(k, bool) and k >= 1
-  fraction = isinstance(k, numbers.Real) and not isinstance(k, numbers.Integral) and 0 < k <= 1
-  if not whole and not fraction:
-    raise ValueError(f"k must be a fraction in (0, 1] or a whole number above 0, got {k!r}")
-
-  def entries(size):
-    # By way of its decimals, for which 0.07 * 100 is 7 and not a little more.
-    wanted = k if whole else math.ceil(fractions.Fraction(str(k)) * size)
-    return min(int(wanted), size)
+  entries = entries_of(k)
 
   def compress(x):
     flat = x.reshape(-1)
     _, indices = jax.lax.top_k(jnp.abs(flat), entries(flat.size))
-    narrow = jnp.uint16 if flat.size <= 2**16 else jnp.int32
-    return TopKMessage(flat[indices], indices.astype(narrow))
+    return SparseMessage(flat[indices], narrow(indices, flat.size))
 
   def add(total, message, scale):
-    values = (scale * message.values).astype(total.dtype)
-    at = total.reshape(-1).at[message.indices.astype(jnp.int32)]
-    return at.add(values, unique_indices=True).reshape(total.shape)
+    return add_entries(total, *message, scale)
 
   def alpha(size):
     return entries(size) / size if size else 1.0
