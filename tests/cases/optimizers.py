@@ -131,6 +131,51 @@ ROWS = [
   ),
   OptimizerRow("ef21(top_k(2), init='compressed') | sgd(0.1)"),
   OptimizerRow(
+    "ef21(rand_k(0.5), momentum=0.5, downlink=top_k(0.5), plus=True) | sgd(0.1)",
+    limits=(
+      ("ef21(top_k(0.3), momentum=1.0, downlink=no_compression())", "ef21(top_k(0.3))"),
+      ("ef21(no_compression(), plus=True)", "identity()"),
+    ),
+    bad={
+      "ef21(top_k(1), momentum=0)": "momentum must be above 0, got 0",
+      "ef21(top_k(1), momentum=1.5)": "momentum must be in [0, 1], got 1.5",
+      "ef21(top_k(1), participants=0)": "participants must be a whole number of at least 1",
+      "ef21(top_k(1), downlink=0.1)": "downlink must be a Compressor, got 0.1",
+      "ef21(rand_k(1, key='mine'))": "key must be one of ['own', 'shared'], got 'mine'",
+    },
+  ),
+  OptimizerRow(
+    "ef21_w(natural_rounding(random=False), (2.0,)) | sgd(0.1)",
+    limits=(("ef21_w(top_k(0.3), (2.0,))", "ef21(top_k(0.3))"),),
+    bad={
+      "ef21_w(0.1, (1.0,))": "compressor must be a Compressor, got 0.1",
+      "ef21_w(top_k(1), ())": "smoothness must hold a number for each worker, got ()",
+      "ef21_w(top_k(1), (1.0, -2.0))": "smoothness must be above 0, got -2.0",
+      "ef21_w(top_k(1), (1.0,), init='zero')": "init must be one of ['compressed', 'full']",
+    },
+  ),
+  OptimizerRow(
+    "sgd(0.1) | ef14(scaled_sign())",
+    limits=(
+      ("ef14(no_compression())", "identity()"),
+      ("sgd(0.1) | ef14(top_k(0.3))", "ef14(top_k(0.3)) | sgd(0.1)"),
+    ),
+    bad={"ef14(0.1)": "compressor must be a Compressor, got 0.1"},
+  ),
+  OptimizerRow(
+    "econtrol(low_rank(1), eta=0.1) | sgd(0.1)",
+    limits=(
+      ("econtrol(no_compression(), eta=0.7)", "identity()"),
+      ("econtrol(top_k(0.3), eta=0)", "ef21(top_k(0.3))"),
+      ("econtrol(top_k(0.3), eta=0, init='compressed')", "ef21(top_k(0.3), init='compressed')"),
+    ),
+    bad={
+      "econtrol(0.1)": "compressor must be a Compressor, got 0.1",
+      "econtrol(top_k(1), eta=-1)": "eta must be in [0, 1], got -1",
+      "econtrol(top_k(1), init='zero')": "init must be one of ['compressed', 'full'], got 'zero'",
+    },
+  ),
+  OptimizerRow(
     "perp_grad() | sgd(0.1)",
     bad={
       "perp_grad(eps=-1)": "eps must be at least 0, got -1",
@@ -299,5 +344,37 @@ ROWS = [
       "udim(rho_x=-1)": "rho_x must be at least 0, got -1",
       "udim(lam=-1)": "lam must be at least 0, got -1",
     },
+  ),
+  OptimizerRow(
+    "micro_adam(0.02, m=4, density=0.25, quant_block_size=8, weight_decay=0.01)",
+    limits=(
+      ("micro_adam(0)", "set_to_zero()"),
+      ("micro_adam(0.02, m=5, density=1, window_dtype='float32')", "adam(0.02)"),
+    ),
+    bad={
+      "micro_adam(-1)": "learning_rate must be at least 0, got -1",
+      "micro_adam(0.1, weight_decay=-1)": "weight_decay must be at least 0, got -1",
+      "micro_adam(0.1, density=0)": "density must be a number in (0, 1], got 0",
+    },
+    xfail={"bfloat16": "window and ranges are bfloat16 for all parameters, as in the paper"},
+  ),
+  OptimizerRow(
+    "scale_by_micro_adam(m=4, density=0.25, alpha=0.1) | sgd(0.02)",
+    limits=(("scale_by_micro_adam(m=5, density=1, window_dtype='float32')", "scale_by_adam()"),),
+    bad={
+      "scale_by_micro_adam(m=0)": "m must be a whole number of at least 1, got 0",
+      "scale_by_micro_adam(density=1.5)": "density must be a number in (0, 1], got 1.5",
+      "scale_by_micro_adam(block_size=0)": "block_size must be a whole number of at least 1",
+      "scale_by_micro_adam(block_size=32768)": "block_size must be in [1, 32767], got 32768",
+      "scale_by_micro_adam(quant_block_size=7)": "quant_block_size must be even, got 7",
+      "scale_by_micro_adam(shards=0)": "shards must be a whole number of at least 1, got 0",
+      "scale_by_micro_adam(b1=1)": "b1 must be in [0, 1), got 1",
+      "scale_by_micro_adam(b2=1)": "b2 must be in [0, 1), got 1",
+      "scale_by_micro_adam(eps=-1)": "eps must be at least 0, got -1",
+      "scale_by_micro_adam(alpha=1)": "alpha must be in [0, 1), got 1",
+      "scale_by_micro_adam(window_dtype='int8')": "window_dtype must be one of ['bfloat16',",
+      "scale_by_micro_adam(stats_dtype='int8')": "stats_dtype must be one of ['bfloat16',",
+    },
+    xfail={"bfloat16": "window and ranges are bfloat16 for all parameters, as in the paper"},
   ),
 ]
