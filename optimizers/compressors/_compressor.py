@@ -148,14 +148,15 @@ def add_mean(
 
 
 def _with_keys(leaves: list[Any], key: jax.Array | None) -> list[tuple[Any, jax.Array | None]]:
-  keys = [None if key is None else jax.random.fold_in(key, i) for i in range(len(leaves))]
-  return list(zip(leaves, keys, strict=True))
+  if key is None:
+    return [(leaf, None) for leaf in leaves]
+  return [(leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)]
 
 
 def _compress(
   compressor: Compressor, x: jax.Array, key: jax.Array | None, axis_name: parallel.AxisName | None
 ) -> Any:
-  if compressor.draws == "no":
+  if compressor.draws == "no" or key is None:
     return compressor.compress(x)
   if compressor.draws == "own" and axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))

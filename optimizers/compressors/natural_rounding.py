@@ -1,6 +1,6 @@
 """Natural rounding: send signs and exponents, no mantissa."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,12 @@ def natural_rounding(*, random: bool = True) -> Compressor:
     [127 129 126   0] [ 1.  -4.   0.5  0. ]
   """
 
-  def compress(x, key=None):
+  def compress(x, key: Any = None):
     flat = x.reshape(-1).astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(jnp.abs(flat), jnp.uint32)
     exponents = bits >> 23
     fraction = (bits & (2**23 - 1)).astype(jnp.float32) / 2**23
-    least = 0.5 if key is None else jax.random.uniform(key, flat.shape, jnp.float32)
+    least = jax.random.uniform(key, flat.shape, jnp.float32) if random else 0.5
     normal = (exponents > 0) & (exponents < 254)  # 255 is infinite
     exponents += ((fraction > least) & normal).astype(jnp.uint32)
     return NaturalMessage(exponents.astype(jnp.uint8), jnp.packbits(flat < 0))

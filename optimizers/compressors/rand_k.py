@@ -65,7 +65,7 @@ def rand_k(k: int | float, *, key: str = "own", unbiased: bool = False) -> Compr
     return SparseMessage(values, narrow(indices, x.size))
 
   def add(total, message, scale):
-    return add_entries(total, *message, scale)
+    return add_entries(total, message.values, message.indices, scale)
 
   def values_alone(x, drawn):
     return (compress(x, drawn).values,)

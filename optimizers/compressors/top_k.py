@@ -59,7 +59,7 @@ def top_k(k: int | float) -> Compressor:
     return SparseMessage(flat[indices], narrow(indices, flat.size))
 
   def add(total, message, scale):
-    return add_entries(total, *message, scale)
+    return add_entries(total, message.values, message.indices, scale)
 
   def alpha(size):
     return entries(size) / size if size else 1.0

@@ -1,7 +1,7 @@
 """Uniform rounding: send the multiples of a step that is a fraction of the largest entry."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,14 +61,14 @@ def uniform_rounding(levels: int = 127, *, random: bool = False) -> Compressor:
   check.whole("levels", levels, 1)
   check.between("levels", levels, 1, 127)
 
-  def compress(x, key=None):
+  def compress(x, key: Any = None):
     flat = x.reshape(-1)
     largest = jnp.max(jnp.abs(flat), initial=0)
     relative = flat / jnp.where(largest == 0, 1, largest) * levels
-    if key is None:
-      rounded = jnp.round(relative)
-    else:
+    if random:
       rounded = jnp.floor(relative + jax.random.uniform(key, flat.shape, jnp.float32))
+    else:
+      rounded = jnp.round(relative)
     whole = jnp.clip(rounded, -levels, levels).astype(jnp.int8)
     return UniformMessage(largest / levels, whole)
 
