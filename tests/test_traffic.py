@@ -10,8 +10,13 @@ import optax
 import pytest
 
 from jaxrl import models, parallel, spec, train
+from optimizers.compressors.rand_k import rand_k
+from optimizers.compressors.scaled_sign import scaled_sign
 from optimizers.compressors.top_k import top_k
+from optimizers.econtrol import econtrol
+from optimizers.ef14 import ef14
 from optimizers.ef21 import ef21
+from optimizers.ef21_w import ef21_w
 from tests import hlo
 
 WORKERS, CLASSES, SIDE = 8, 10, 8
@@ -32,6 +37,19 @@ def mean_gradient():
   return optax.stateless(lambda g, _: jax.lax.pmean(g, "data"))
 
 
+SPARSE = {"axis_name": "data", "init": "compressed"}
+VARIANTS = {
+  "ef14": lambda: ef14(top_k(0.01), axis_name="data"),
+  "ef21_w": lambda: ef21_w(top_k(0.01), range(1, WORKERS + 1), **SPARSE),
+  "econtrol": lambda: econtrol(top_k(0.01), 0.01, **SPARSE),
+  "options": lambda: ef21(top_k(0.01), momentum=0.1, participants=4, downlink=top_k(0.5), **SPARSE),
+  "own keys": lambda: ef21(rand_k(0.01), **SPARSE),
+  "shared key": lambda: ef21(rand_k(0.01, key="shared"), **SPARSE),
+  "plus": lambda: ef21(top_k(0.01), plus=True, **SPARSE),
+  "signs": lambda: ef14(scaled_sign(), axis_name="data"),
+}
+
+
 @functools.cache
 def compiled(method):
   """The step of a worker, its first state on the mesh, and the sizes of the parameters."""
@@ -39,6 +57,7 @@ def compiled(method):
     "sgd": mean_gradient,
     "compressed": lambda: ef21(top_k(0.01), axis_name="data", init="compressed"),
     "full": lambda: ef21(top_k(0.01), axis_name="data"),
+    **VARIANTS,
   }[method]()
   mesh = parallel.make_mesh(f"data={WORKERS}")
   parts = train.make_train(
@@ -106,6 +125,40 @@ def test_ef21_reports_what_a_worker_sends(method):
     state, metrics = step(state, examples)
     reported.append(float(metrics["ef21/bytes_sent"]))
   assert reported == [4 * sum(sizes) if method == "full" else gathered, gathered]
+
+
+@pytest.mark.parametrize("method", ["ef14", "ef21_w", "econtrol", "options", "own keys"])
+def test_variants_send_their_entries_and_a_few_scalars(method):
+  found, sizes = traffic(method)
+  assert sent_by_all(found) <= bound(sizes)
+  assert {c.kind for c in found if c.bytes > 8} == {"all-gather"}
+  assert not any(c.within for c in found)
+
+
+def test_with_a_shared_key_values_alone_are_reduced():
+  found, sizes = traffic("shared key")
+  entries = sum(math.ceil(size / 100) for size in sizes)
+  assert {c.kind for c in found} == {"all-reduce"}
+  assert 4 * entries <= sum(c.bytes for c in found) <= 4 * entries + 16
+
+
+def test_signs_are_sent_in_bits():
+  found, sizes = traffic("signs")
+  wanted = sum(math.ceil(size / 8) + 4 for size in sizes)
+  assert sum(c.bytes for c in found if c.kind == "all-gather") == wanted
+  assert sum(c.bytes for c in found) <= wanted + 16
+
+
+def test_ef21_plus_is_dense_in_a_branch_alone():
+  found, sizes = traffic("plus")
+  dense = [c for c in found if c.bytes >= 4 * max(sizes)]
+  assert [(c.kind, c.bytes, c.within) for c in dense] == [
+    ("all-reduce", 4 * sum(sizes), ("conditional",))
+  ]
+  rest = [c for c in found if c not in dense]
+  assert sent_by_all(rest) <= bound(sizes)
+  assert {c.computation for c in rest if c.kind == "all-gather"} != {dense[0].computation}
+  assert {c.within for c in rest if c.kind == "all-gather"} == {("conditional",)}
 
 
 PROGRAM = """\
