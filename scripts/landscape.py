@@ -55,8 +55,9 @@ class Config:
   examples: int = 512
   """From the beginning of the split; memory grows with them."""
   order: int = 40
-  """Steps of Lanczos' iteration; each keeps a vector of the size of the parameters."""
-  probes: int = 4
+  """Steps of Lanczos' iteration; each keeps a vector of the size of the parameters. Half as
+  many for each class."""
+  probes: int = 2
   """Random vectors for the density of eigenvalues."""
   count: int = 10
   """Eigenvalues at each end."""
@@ -222,7 +223,8 @@ def _classes(what: Problem, trained: Trained, key: jax.Array, order: int) -> dic
   """Extremes by class; NaN, null in JSON, for classes without examples."""
   num_classes = trained.dataset.num_classes
   assert what.class_loss is not None and num_classes is not None
-  found = class_extremes(what.class_loss, trained.state.params, key, num_classes, order=order)
+  params, few = trained.state.params, -(-order // 2)
+  found = class_extremes(what.class_loss, params, key, num_classes, order=few)
   absent = ~np.isin(np.arange(num_classes), what.present)
   return {name: np.where(absent, np.nan, values[:, 0]) for name, values in found._asdict().items()}
 

@@ -12,13 +12,18 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 
-def repeat(body: Callable[..., Any], steps: int, carry: Any, *operands: Any) -> Any:
-  """`carry` after `carry = body(i, carry, *operands)` for each step; its arrays are donated."""
+def repeat(
+  body: Callable[..., Any], steps: int, carry: Any, *operands: Any, compiled: bool = True
+) -> Any:
+  """`carry` after `carry = body(i, carry, *operands)` for each step; its arrays are donated.
+
+  A body with loops of its own is left uncompiled, so that those are Python's too.
+  """
   if _traced((carry, operands)):
     return jax.lax.fori_loop(0, steps, lambda i, c: body(i, c, *operands), carry)
-  compiled = jax.jit(body, donate_argnums=1)
+  step = jax.jit(body, donate_argnums=1) if compiled else body
   for i in range(steps):
-    carry = compiled(i, carry, *operands)
+    carry = step(i, carry, *operands)
   return carry
 
 

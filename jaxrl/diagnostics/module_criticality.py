@@ -84,46 +84,52 @@ def module_criticality(
     batches, loss_of = jnp.zeros((1, 0)), lambda w, batch: loss(w)
   else:
     loss_of = loss
-  epoch = _epoch_of(loss_of, learning_rate, epsilon)
-  mean = jax.jit(_mean_of(loss_of))
+  epoch, mean = _epoch_and_mean(loss_of, learning_rate, epsilon)
+  nowhere = jax.tree.map(jnp.zeros_like, params)
 
   def highest(module, params, batches):
     start = jax.tree.map(jnp.zeros_like, params), jnp.full((), -jnp.inf)
-    return _loops.repeat(epoch, epochs, start, module, params, batches)[1]
+    carry = _loops.repeat(epoch, epochs, start, module, params, batches, compiled=False)
+    return carry[1]
 
-  rises = _loops.each(highest, jnp.asarray(modules), params, batches) - mean(params, batches)
+  highest_losses = _loops.each(highest, jnp.asarray(modules), params, batches)
+  rises = highest_losses - mean(nowhere, params, batches)
   return {paths[module]: rises[i] for i, module in enumerate(modules)}
 
 
-def _mean_of(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  def mean(params, batches):
-    return jnp.mean(jax.lax.map(lambda batch: loss(params, batch), batches))
-
-  return mean
-
-
-def _epoch_of(
+def _epoch_and_mean(
   loss: Callable[..., jax.Array],
   learning_rate: jax.typing.ArrayLike,
   epsilon: jax.typing.ArrayLike,
-) -> Callable[..., Any]:
-  """One epoch of ascent in a module, counted among the leaves, and the loss behind it."""
-  mean = _mean_of(loss)
+) -> tuple[Callable[..., Any], Callable[..., jax.Array]]:
+  """An epoch of ascent in a module, counted among the leaves; the mean loss over batches."""
+
+  @jax.jit
+  def loss_at(batch, delta, params):
+    return loss(_vectors.moved(params, 1, delta), batch)
+
+  def climb(i, delta, module, params, batches):
+    batch = jax.tree.map(lambda x: x[i], batches)
+    gradient = jax.grad(loss_at, argnums=1)(batch, delta, params)
+    return _vectors.moved(delta, learning_rate, _only(module, gradient))
+
+  @jax.jit
+  def project(delta, module, params):
+    radius = epsilon * _vectors.norm(_only(module, params))
+    length = _vectors.norm(delta)
+    return _vectors.scaled(jnp.where(length > radius, radius / length, 1), delta)
+
+  def mean(delta, params, batches):
+    return jnp.mean(_loops.each(loss_at, batches, delta, params))
 
   def epoch(_, carry, module, params, batches):
     delta, highest = carry
+    steps = jax.tree.leaves(batches)[0].shape[0]
+    delta = _loops.repeat(climb, steps, delta, module, params, batches)
+    delta = project(delta, module, params)
+    return delta, jnp.maximum(highest, mean(delta, params, batches))
 
-    def climb(delta, batch):
-      gradient = jax.grad(lambda d: loss(_vectors.moved(params, 1, d), batch))(delta)
-      return _vectors.moved(delta, learning_rate, _only(module, gradient)), None
-
-    delta, _ = jax.lax.scan(climb, delta, batches)
-    radius = epsilon * _vectors.norm(_only(module, params))
-    length = _vectors.norm(delta)
-    delta = _vectors.scaled(jnp.where(length > radius, radius / length, 1), delta)
-    return delta, jnp.maximum(highest, mean(_vectors.moved(params, 1, delta), batches))
-
-  return epoch
+  return epoch, mean
 
 
 def _only(module: jax.Array, tree: Any) -> Any:
