@@ -360,7 +360,7 @@ ROWS = [
     xfail={"bfloat16": "window and ranges are bfloat16 for all parameters, as in the paper"},
   ),
   OptimizerRow(
-    "scale_by_micro_adam(m=4, density=0.25, alpha=0.1) | sgd(0.02)",
+    "scale_by_micro_adam(m=4, density=0.25, alpha=0.1, stats_dtype='float32') | sgd(0.02)",
     limits=(("scale_by_micro_adam(m=5, density=1, window_dtype='float32')", "scale_by_adam()"),),
     bad={
       "scale_by_micro_adam(m=0)": "m must be a whole number of at least 1, got 0",
