@@ -18,6 +18,7 @@ from optimizers.compressors.uniform_rounding import uniform_rounding
 
 ALL = {
   "top_k": top_k(0.3),
+  "top_k, blocks": top_k(0.3, block=8),
   "rand_k, own": rand_k(0.3),
   "rand_k, shared": rand_k(0.3, key="shared"),
   "rand_k, unbiased": rand_k(0.7, unbiased=True),
@@ -114,6 +115,7 @@ def test_the_mean_of_draws(name, factor):
   ("name", "size"),
   [
     ("top_k", 9 * 6),
+    ("top_k, blocks", 4 * 3 * 6),
     ("rand_k, own", 9 * 6),
     ("rand_k, shared", 9 * 4),
     ("scaled_sign", 4 + 4),
@@ -135,6 +137,18 @@ def test_odd_shapes(name):
     x = jnp.ones(shape)
     assert seen(ALL[name], x, jax.random.key(0)).shape == shape
     assert ALL[name].alpha(x.size) <= 1
+
+
+def test_blocks_keep_their_own_largest():
+  x = arrays()["normal"].astype(np.float32).reshape(-1)
+  expected = np.zeros(30, np.float32)
+  for start in range(0, 30, 8):
+    part = x[start : start + 8]
+    kept = start + np.argsort(np.abs(part))[-3:]
+    expected[kept] = x[kept]
+  found = seen(ALL["top_k, blocks"], jnp.asarray(x.reshape(SHAPE)), None)
+  np.testing.assert_array_equal(found, expected.reshape(SHAPE))
+  assert ALL["top_k, blocks"].alpha(30) == 3 / 8
 
 
 def test_low_rank_is_the_leading_part_of_the_decomposition():
@@ -174,6 +188,7 @@ def test_workers_draw_alike_only_with_a_shared_key(name):
   [
     (lambda: rand_k(0), "k must be a fraction in (0, 1] or a whole number above 0, got 0"),
     (lambda: rand_k(1, key="mine"), "key must be one of ['own', 'shared'], got 'mine'"),
+    (lambda: top_k(1, block=0), "block must be a whole number of at least 1, got 0"),
     (lambda: low_rank(0), "rank must be a whole number of at least 1, got 0"),
     (lambda: uniform_rounding(0), "levels must be a whole number of at least 1, got 0"),
     (lambda: uniform_rounding(128), "levels must be in [1, 127], got 128"),

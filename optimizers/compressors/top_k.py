@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrl import check
+
 from ._compressor import Compressor
 from ._sparse import SparseMessage, add_entries, entries_of, narrow
 
 
-def top_k(k: int | float) -> Compressor:
+def top_k(k: int | float, *, block: int | None = None) -> Compressor:
   r"""Keeps the k entries of largest magnitude of each array and drops the others.
 
   .. math::
@@ -21,15 +23,18 @@ def top_k(k: int | float) -> Compressor:
     k: a whole number of entries, at least 1 (`top_k(1)` keeps one), or a fraction of the
       array's size in (0, 1], rounded up to whole entries (`top_k(1.0)` keeps all). An array
       with fewer entries is kept whole.
+    block: takes the largest of every `block` entries in a row instead of the whole array,
+      where :math:`d` and `k` are those of a block: narrower indices, and less to sort. A
+      whole number of at least 1, or `None`.
 
   Returns:
     A Compressor with :math:`\alpha = k / d`.
 
   Raises:
-    ValueError: `k` is neither.
+    ValueError: `k` is neither, or `block` is no such number.
 
   Cost: one `jax.lax.top_k` over the array; a message of 8 bytes an entry in float32, half
-    of them for the index; 6 bytes where the array has at most 65536 entries.
+    of them for the index; 6 bytes where the array, or the block, has at most 65536 entries.
 
   Notes:
     Of tied magnitudes the first ones are kept.
@@ -52,16 +57,29 @@ def top_k(k: int | float) -> Compressor:
     0.5
   """
   entries = entries_of(k)
+  if block is not None:
+    check.whole("block", block, 1)
+
+  def width(size):
+    return size if block is None else min(block, size)
 
   def compress(x):
-    flat = x.reshape(-1)
-    _, indices = jax.lax.top_k(jnp.abs(flat), entries(flat.size))
-    return SparseMessage(flat[indices], narrow(indices, flat.size))
+    if block is None:
+      _, indices = jax.lax.top_k(jnp.abs(x.reshape(-1)), entries(x.size))
+      return SparseMessage(x.reshape(-1)[indices], narrow(indices, x.size))
+    columns = max(width(x.size), 1)
+    rows = jnp.pad(x.reshape(-1), (0, -x.size % columns)).reshape(-1, columns)
+    _, indices = jax.lax.top_k(jnp.abs(rows), entries(columns))
+    return SparseMessage(jnp.take_along_axis(rows, indices, axis=1), narrow(indices, columns))
 
   def add(total, message, scale):
-    return add_entries(total, message.values, message.indices, scale)
+    indices = message.indices
+    if block is not None:
+      starts = width(total.size) * jnp.arange(len(indices), dtype=jnp.int32)
+      indices = starts[:, None] + indices.astype(jnp.int32)  # past the end they are dropped
+    return add_entries(total, message.values.reshape(-1), indices.reshape(-1), scale)
 
   def alpha(size):
-    return entries(size) / size if size else 1.0
+    return entries(width(size)) / width(size) if size else 1.0
 
   return Compressor(compress, add, alpha)
