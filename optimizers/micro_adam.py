@@ -334,7 +334,10 @@ def _decoded(leaf: CompressedLeaf, cut: _Cut) -> jax.Array:
   low, span = _range(leaf)
   missing = leaf.low.shape[1] * cut.bucket - codes.shape[1]
   buckets = jnp.pad(codes, ((0, 0), (0, missing))).reshape(*leaf.low.shape, cut.bucket)
-  error = buckets.astype(jnp.float32) * (span / LEVELS) + low
+  # With 20 bits the product is exact, and the error the same wherever XLA computes it again,
+  # fused or not: what is chosen below must not depend on that.
+  step = jax.lax.reduce_precision(span / LEVELS, exponent_bits=8, mantissa_bits=19)
+  error = buckets.astype(jnp.float32) * step + low
   return error.reshape(cut.leading, -1)[:, : cut.rest]
 
 

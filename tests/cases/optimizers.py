@@ -131,7 +131,7 @@ ROWS = [
   ),
   OptimizerRow("ef21(top_k(2), init='compressed') | sgd(0.1)"),
   OptimizerRow(
-    "ef21(rand_k(0.5), momentum=0.5, downlink=top_k(0.5), plus=True) | sgd(0.1)",
+    "ef21(rand_k(0.5), momentum=0.5, downlink=uniform_rounding(), plus=True) | sgd(0.1)",
     limits=(
       ("ef21(top_k(0.3), momentum=1.0, downlink=no_compression())", "ef21(top_k(0.3))"),
       ("ef21(no_compression(), plus=True)", "identity()"),
@@ -163,6 +163,7 @@ ROWS = [
     ),
     bad={"ef14(0.1)": "compressor must be a Compressor, got 0.1"},
   ),
+  OptimizerRow("ef14(no_compression()) | sgd(0.1)"),
   OptimizerRow(
     "econtrol(low_rank(1), eta=0.1) | sgd(0.1)",
     limits=(
