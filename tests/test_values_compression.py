@@ -170,10 +170,6 @@ NEAREST = natural_rounding(random=False)
 TRANSCRIBED = {
   "momentum": (lambda: ef21(top_k(2), momentum=0.3, **on_workers), sgdm_by_hand(0.3)),
   "participants": (lambda: ef21(top_k(2), participants=3, **on_workers), partial_by_hand(3)),
-  "weights": (
-    lambda: ef21_w(NEAREST, UNEQUAL, **on_workers),
-    weighted_by_hand(UNEQUAL, power_of_two),
-  ),
   "econtrol": (lambda: econtrol(top_k(2), 0.1, **on_workers), econtrol_by_hand(0.1, "full")),
   "econtrol, compressed": (
     lambda: econtrol(top_k(2), 0.1, init="compressed", **on_workers),
@@ -186,8 +182,16 @@ TRANSCRIBED = {
 def test_transcriptions(name):
   method, by_numpy = TRANSCRIBED[name]
   found = ours(lambda: optax.chain(method(), optax.sgd(problem()["learning_rate"])), problem())
-  tolerance = 1e-5 if name == "weights" else 1e-12  # natural rounding is in float32
-  np.testing.assert_allclose(found, by_hand(by_numpy), rtol=tolerance, atol=tolerance)
+  assert_equal_to_twelve_digits(found, by_hand(by_numpy))
+
+
+def test_ef21_w_is_its_transcription_where_it_is_not_ef21():
+  step = optax.sgd(problem()["learning_rate"])
+  found = ours(lambda: optax.chain(ef21_w(NEAREST, UNEQUAL, **on_workers), step), problem())
+  expected = by_hand(weighted_by_hand(UNEQUAL, power_of_two))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # it rounds in float32
+  plain = by_hand(weighted_by_hand((1.0,) * 5, power_of_two))
+  assert np.max(np.abs(found - plain)) > 1e-3
 
 
 @pytest.mark.parametrize(
