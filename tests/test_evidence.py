@@ -256,7 +256,7 @@ def test_the_command_says_when_time_is_over(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (("nothing",), "no experiment 'nothing': there are ef21"),
+    (("nothing",), "no experiment 'nothing': there are "),
     (("--family", "nothing"), "no family 'nothing': there are"),
   ],
 )

@@ -78,7 +78,7 @@ def trained(loss: Loss, element: optax.GradientTransformation, rate: float) -> M
       "validation/accuracy": accuracy(params, splits["validation"]),
       "test/accuracy": test[-1],
       "curve/test accuracy": test,
-      "curve/share of training examples with a loss of exactly 0": without_loss,
+      "curve/share of examples without loss": without_loss,
     }
 
   return lambda seeds: run(jnp.asarray(seeds), splits_of(seeds))
