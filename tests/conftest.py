@@ -40,6 +40,13 @@ def pytest_collection_modifyitems(config, items):
       item.user_properties.append(("row", row.spec))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_of_other_files():
+  """Drops what a file compiled: kept to the end of the suite it would fill the memory."""
+  yield
+  jax.clear_caches()
+
+
 def pytest_runtest_logreport(report):
   """Adds up the time of each row, and of each test without one."""
   name = dict(report.user_properties).get("row", report.nodeid)

@@ -321,6 +321,11 @@ def float64(bench: Bench) -> None:
   assert_close(updates_of(bench.reference[:3]), updates_of(done), 30 * bench.row.tolerance)
 
 
+def _is_number(value: Any) -> bool:
+  """Whether optax.inject_hyperparams takes it for one, or for a schedule of them."""
+  return callable(value) or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 @checks()
 def inject_hyperparams(bench: Bench) -> None:
   """Numeric hyper-parameters may live in the state; the rest are static."""
@@ -328,7 +333,10 @@ def inject_hyperparams(bench: Bench) -> None:
 
   def inject(factory, *args, **kwargs):
     static = static_arguments(factory)
-    injected.append(bool(set(inspect.signature(factory).parameters) - set(static)))
+    given = inspect.signature(factory).bind(*args, **kwargs)
+    given.apply_defaults()
+    numbers = {name for name, value in given.arguments.items() if _is_number(value)}
+    injected.append(bool(numbers - set(static)))
     return optax.inject_hyperparams(factory, static_args=static)(*args, **kwargs)
 
   with wrapped(bench.entry, inject):

@@ -147,7 +147,6 @@ ROWS = [
   OptimizerRow(
     "ef21_w(natural_rounding(random=False), (2.0,)) | sgd(0.1)",
     limits=(("ef21_w(top_k(0.3), (2.0,))", "ef21(top_k(0.3))"),),
-    xfail={"inject_hyperparams": "smoothness is a tuple, and there is no other number"},
     bad={
       "ef21_w(0.1, (1.0,))": "compressor must be a Compressor, got 0.1",
       "ef21_w(top_k(1), ())": "smoothness must hold a number for each worker, got ()",
