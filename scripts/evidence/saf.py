@@ -7,8 +7,8 @@ from scripts.evidence._training import grid
 from scripts.train import Config
 
 TASK = Config(dataset="digits", model="mlp", trouble=Options(label_noise=0.4), epochs=40)
-RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.01, 0.02)]
-MORE_RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.002, 0.005, 0.01, 0.02)]
+RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.005, 0.01, 0.02)]
+MORE_RATES = [f"sgd({rate}, momentum=0.9)" for rate in (0.002, 0.005, 0.007, 0.01, 0.014, 0.02)]
 STRENGTHS = (0.3, 0.8)
 
 EXPERIMENT = Experiment(
@@ -16,8 +16,8 @@ EXPERIMENT = Experiment(
   family="sharpness",
   setup=(
     "Digits with 40 % symmetric label noise in training, an MLP of two layers of 128, 40 epochs "
-    "of SGD with momentum 0.9 for all. MESA's average has a decay of 0.98, two and a half "
-    "epochs. The nulls have `lam=0`."
+    "of SGD with momentum 0.9 for all. MESA's average has a decay of 0.98, since "
+    "there are 720 steps. The nulls have `lam=0`."
   ),
   arms={
     "saf": grid(
