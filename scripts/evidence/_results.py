@@ -24,7 +24,8 @@ def hashes(experiment: str, methods: tuple[str, ...]) -> dict[str, str]:
   Raises:
     ValueError: there is no method of that name.
   """
-  files = {entry.name: entry.file for entry in catalogue.catalogue()}
+  entries = catalogue.catalogue(catalogue.PACKAGES + catalogue.DIAGNOSTICS)
+  files = {entry.name: entry.file for entry in entries}
   unknown = [name for name in methods if name not in files]
   if unknown:
     raise ValueError(f"methods must be in the catalogue, got {unknown}")

@@ -104,7 +104,7 @@ def _where_learned(values: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 EXPERIMENT = Experiment(
-  methods=(),
+  methods=("hessian_spectrum",),
   family="sharpness",
   setup=(
     "A tanh perceptron of ten hidden layers of 64 on 300 digits, gradient descent for 800 steps. "

@@ -104,7 +104,7 @@ def nearer(classes: int, name: str) -> Claim:
 NAMES = {10: "ten classes", 5: "five classes"}
 
 EXPERIMENT = Experiment(
-  methods=(),
+  methods=("hessian_spectrum",),
   family="sharpness",
   setup=(
     "Sixty digits of each class, all ten or five drawn by the seed; a perceptron with one hidden "
