@@ -142,7 +142,7 @@ def sgtm(
 
 
 def eval_params(state: SgtmState, params: Any) -> Any:
-  """The parameters without the entries that learnt what is to be forgotten."""
+  """The parameters without the entries that learnt what is to be forgotten: [159]'s ablation."""
   return jax.tree.map(lambda f, w: jnp.where(f, 0, w).astype(w.dtype), state.forget, params)
 
 
