@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -137,19 +137,24 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.mean(rows, axis=0), jnp.sqrt(jnp.var(rows, axis=0) + 1e-10)
 
 
+Outputs: TypeAlias = jax.Array | dict[str, jax.Array]
+"""An array, or a mapping of `logits` and `predictions`, which are it, and `features`."""
+
+
 class Mlp(nn.Module):
   """Fully connected layers on flattened inputs."""
 
   num_outputs: int
   widths: tuple[int, ...] = (128, 128)
+  show_features: bool = False
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, inputs: jax.Array, train: bool) -> Outputs:
     """Outputs `[B, num_outputs]` of `inputs [B, ...]`."""
     x = inputs.reshape(inputs.shape[0], -1)
     for width in self.widths:
       x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(self.num_outputs)(x)
+    return _head(self, x)
 
 
 class Cnn(nn.Module):
@@ -158,9 +163,10 @@ class Cnn(nn.Module):
   num_outputs: int
   channels: tuple[int, ...] = (32, 64)
   dropout: float = 0.3
+  show_features: bool = False
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, inputs: jax.Array, train: bool) -> Outputs:
     """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
     _need_images("cnn", inputs)
     x = inputs
@@ -169,7 +175,7 @@ class Cnn(nn.Module):
         x = nn.Conv(channels, (3, 3), strides=stride, use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
     x = nn.Dropout(self.dropout, deterministic=not train)(x.mean(axis=(1, 2)))
-    return nn.Dense(self.num_outputs)(x)
+    return _head(self, x)
 
 
 class ResNet(nn.Module):
@@ -183,19 +189,21 @@ class ResNet(nn.Module):
     widths: channels of each stage.
     blocks: n, residual blocks a stage; 1 makes ResNet-8, 3 ResNet-20.
     norm: `batch` for BatchNorm, or `group` for GroupNorm, whose examples are independent.
+    show_features: whether the outputs show what the last layer sees.
   """
 
   num_outputs: int
   widths: tuple[int, ...] = (16, 32, 64)
   blocks: int = 1
   norm: str = "batch"
+  show_features: bool = False
 
   def __post_init__(self):
     check.one_of("norm", self.norm, ("batch", "group"))
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, inputs: jax.Array, train: bool) -> Outputs:
     """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
     _need_images("resnet", inputs)
 
@@ -213,7 +221,7 @@ class ResNet(nn.Module):
         shortcut = x if same else conv(x, width, 1, stride)
         x = conv(nn.relu(conv(x, width, 3, stride)), width, 3)
         x = nn.relu(x + shortcut)
-    return nn.Dense(self.num_outputs)(x.mean(axis=(1, 2)))
+    return _head(self, x.mean(axis=(1, 2)))
 
 
 class Block(nn.Module):
@@ -245,6 +253,7 @@ class Vit(nn.Module):
     depth: number of blocks.
     heads: of the attention, a divisor of the width.
     dropout: rate after attention, dense layers and embedding.
+    show_features: whether the outputs show what the last layer sees.
   """
 
   num_outputs: int
@@ -253,9 +262,10 @@ class Vit(nn.Module):
   depth: int = 4
   heads: int = 4
   dropout: float = 0.1
+  show_features: bool = False
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, inputs: jax.Array, train: bool) -> Outputs:
     """Outputs `[B, num_outputs]` of images `inputs [B, H, W, C]`."""
     _need_images("vit", inputs)
     batch, height, width, channels = inputs.shape
@@ -270,7 +280,7 @@ class Vit(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for _ in range(self.depth):
       x = Block(self.heads, self.dropout)(x, train)
-    return nn.Dense(self.num_outputs)(nn.LayerNorm()(x).mean(axis=1))
+    return _head(self, nn.LayerNorm()(x).mean(axis=1))
 
 
 class Transformer(nn.Module):
@@ -284,6 +294,7 @@ class Transformer(nn.Module):
     depth: number of blocks.
     heads: of the attention, a divisor of the width.
     dropout: rate after attention, dense layers and embedding.
+    show_features: whether the outputs show what the last layer sees.
   """
 
   num_outputs: int
@@ -293,9 +304,10 @@ class Transformer(nn.Module):
   depth: int = 2
   heads: int = 4
   dropout: float = 0.1
+  show_features: bool = False
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, inputs: jax.Array, train: bool) -> Outputs:
     """Outputs `[B, T, num_outputs]` of tokens `inputs [B, T]`; none sees a later token."""
     if inputs.ndim != 2 or not jnp.issubdtype(inputs.dtype, jnp.integer):
       got = f"{inputs.dtype} inputs of shape {inputs.shape}"
@@ -308,7 +320,15 @@ class Transformer(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for _ in range(self.depth):
       x = Block(self.heads, self.dropout)(x, train, nn.make_causal_mask(inputs))
-    return nn.Dense(self.num_outputs)(nn.LayerNorm()(x))
+    return _head(self, nn.LayerNorm()(x))
+
+
+def _head(model: Any, features: jax.Array) -> Outputs:
+  """The outputs of the last layer, and `features`, what it sees, where the model shows them."""
+  outputs = nn.Dense(model.num_outputs)(features)
+  if not model.show_features:
+    return outputs
+  return {"logits": outputs, "predictions": outputs, "features": features}
 
 
 def _need_images(model: str, inputs: jax.Array) -> None:
@@ -319,7 +339,7 @@ def _need_images(model: str, inputs: jax.Array) -> None:
 _GROUPS = 8
 _SMALL = nn.initializers.normal(0.02)
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
   "cnn": Cnn,
   "mlp": Mlp,
   "resnet": ResNet,
@@ -330,7 +350,10 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 CONVOLUTIONAL = ("cnn", "resnet", "resnet_gn")
 
 
-def make(name: str, num_outputs: int) -> Model:
-  """The Model called `name`, with `num_outputs` outputs; ValueError if there is none."""
+def make(name: str, num_outputs: int, *, show_features: bool = False) -> Model:
+  """The Model called `name`, with `num_outputs` outputs; ValueError if there is none.
+
+  With `show_features` the outputs are a mapping, which holds what the last layer sees, too.
+  """
   check.one_of("model", name, MODELS)
-  return from_flax(MODELS[name](num_outputs))
+  return from_flax(MODELS[name](num_outputs, show_features=show_features))

@@ -106,22 +106,37 @@ def wide(tree: Any) -> Any:
 
 
 def scaled_to(gradient: Any, radius: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> Any:
-  """radius * gradient / (norm + eps) in float32, with squares that cannot overflow.
+  """radius * gradient / (norm + eps) in float32, where no square overflows or vanishes.
 
   The norm is that of the whole tree. A zero gradient stays zero.
   """
   gradient = wide(gradient)
-  largest = optax.tree.norm(gradient, ord=jnp.inf)
-  unit = jnp.where(largest > 0, largest, 1)
-  direction = jax.tree.map(lambda g: g / unit, gradient)
-  scale = reduce.ratio(radius, optax.tree.norm(direction) + eps / unit)
-  return jax.tree.map(lambda d: scale * d, direction)
+  if not jax.tree.leaves(gradient):
+    return gradient
+  unit, norm = _unit_and_norm(gradient)
+  scale = reduce.ratio(radius, norm + eps / unit)
+  return jax.tree.map(lambda g: scale * (g / unit), gradient)
+
+
+def _unit_and_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
+  """A unit, and the norm of the tree in it: 1 wherever squares in it are exact enough."""
+  square = jnp.asarray(optax.tree.norm(tree, squared=True))
+
+  def rescaled():
+    largest = optax.tree.norm(tree, ord=jnp.inf)
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit, optax.tree.norm(jax.tree.map(lambda x: x / unit, tree))
+
+  exact = (square > _VANISHING) & jnp.isfinite(square)
+  return jax.lax.cond(exact, lambda: (jnp.ones_like(square), jnp.sqrt(square)), rescaled)
 
 
 def moved(params: Any, perturbation: Any) -> Any:
   """params + perturbation, in the dtype of the parameters."""
   return jax.tree.map(lambda w, e: (w + e).astype(w.dtype), params, perturbation)
 
+
+_VANISHING = 1e-20  # below this sum of squares, those that float32 rounds to 0 might matter
 
 EVERYTHING = Mask(
   init=lambda params: (),

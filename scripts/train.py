@@ -55,6 +55,8 @@ class Config:
   """A name such as digits or mnist, an .npz file or a folder of images (jaxrl.data.load)."""
   model: str = "cnn"
   """Model: cnn, mlp, resnet, resnet_gn (with GroupNorm), transformer (of tokens) or vit."""
+  features: bool = False
+  """Let methods see what the model's last layer sees, as `features`; udim needs it."""
   objective: str = "cross_entropy()"
   """What is minimised, such as "mixup() | cross_entropy()" or "elr() | group_dro()"."""
   optimizer: str = "sam(rho=0.05) | adamw(1e-3)"
@@ -152,7 +154,7 @@ def assemble(
   names = {name: value for name, value in names.items() if value is not None}
   outputs = dataset.num_classes or batch["targets"].shape[-1]
   return train.make_train(
-    models.make(config.model, outputs),
+    models.make(config.model, outputs, show_features=config.features),
     spec.objective(config.objective, **names),
     spec.optimizer(config.optimizer, **names),
     jnp.asarray(batch["inputs"][:1]),
@@ -196,8 +198,11 @@ def worker_axes(config: Config, mesh: Mesh | None) -> AxisName | None:
 
 def _as_json(config: Config) -> dict[str, Any]:
   values = dataclasses.asdict(config)
+  # Runs from before there were these fields can be gone on with.
   if config.trouble == Trouble():
-    del values["trouble"]  # Runs from before there was any can be gone on with.
+    del values["trouble"]
+  if not config.features:
+    del values["features"]
   return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in values.items()}
 
 

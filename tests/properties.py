@@ -48,9 +48,9 @@ class Checks(list[Check]):
     return add
 
 
-def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   """`jax.jit` that compiles several times faster, to slower code: most programs run once."""
-  return jax.jit(function, compiler_options=_quick_options())
+  return jax.jit(function, compiler_options=_quick_options(), **options)
 
 
 @functools.cache
