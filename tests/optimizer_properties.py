@@ -62,7 +62,7 @@ class Bench:
     self.params = problem.parameters(row.params)
     self.data = problem.data(self.params)
     self.traces = 0
-    self._step = jax.jit(self._traced, donate_argnums=0)
+    self._step = quick_jit(self._traced, donate_argnums=0)
 
   def _record(self, factory, *args, **kwargs):
     self.elements.append(factory(*args, **kwargs))

@@ -15,6 +15,9 @@ from optimizers.compressors.rand_k import rand_k
 from optimizers.compressors.scaled_sign import scaled_sign
 from optimizers.compressors.top_k import top_k
 from optimizers.compressors.uniform_rounding import uniform_rounding
+from tests import tiers
+
+pytestmark = tiers.unless_changed("optimizers/compressors/")
 
 ALL = {
   "top_k": top_k(0.3),

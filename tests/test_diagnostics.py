@@ -23,6 +23,9 @@ from jaxrl.diagnostics.linear_path import filter_normalized, linear_path, loss_p
 from jaxrl.diagnostics.module_criticality import module_criticality
 from jaxrl.diagnostics.sharpness import random_sharpness, worst_case_sharpness
 from jaxrl.parallel import make_mesh
+from tests import tiers
+
+pytestmark = tiers.unless_changed("jaxrl/diagnostics/")
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # Compiles in half the time.
 RNG = np.random.default_rng(0)

@@ -14,7 +14,10 @@ from jaxrl.models import Model
 from jaxrl.oracle import PerWorker
 from optimizers.compressors.top_k import top_k
 from optimizers.ef21 import ef21
+from tests import tiers
 from tests.properties import quick_jit
+
+pytestmark = tiers.unless_changed("optimizers/ef21")
 
 WORKERS, STEPS, RATE = 8, 6, 0.1
 SHAPES = {"bias": (5,), "gain": (), "kernel": (4, 5)}

@@ -7,6 +7,9 @@ from jaxrl.trouble import Options
 from scripts.evidence import _curvature as curvature
 from scripts.evidence._training import trained
 from scripts.train import Config
+from tests import tiers
+
+pytestmark = tiers.unless_changed("scripts/evidence/_curvature.py")
 
 SCALES = np.array([1.0, -3.0, 8.0])
 LABELS = jnp.array([0, 1, 1, 2])

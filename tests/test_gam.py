@@ -11,7 +11,10 @@ from jax.sharding import PartitionSpec
 
 from jaxrl import parallel, spec, train
 from optimizers.gam import gam, gam_exact, gam_sam
+from tests import tiers
 from tests.properties import quick_jit
+
+pytestmark = tiers.unless_changed("optimizers/gam.py", "optimizers/_sharpness.py")
 
 FACTORIES = {
   "gam": functools.partial(gam, rho=0.5, rho_prime=0.1, gamma=0.5),

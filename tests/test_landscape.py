@@ -11,6 +11,9 @@ import pytest
 
 from jaxrl import data, plots
 from scripts import _finished, landscape, train
+from tests import tiers
+
+pytestmark = tiers.unless_changed("scripts/landscape.py", "jaxrl/diagnostics/")
 
 QUICK = ("--examples", 64, "--order", 8, "--probes", 1, "--count", 3)
 FEW = (*QUICK, "--points", 5, "--plane-points", 3)

@@ -9,7 +9,9 @@ import pytest
 
 from jaxrl import parallel
 from optimizers.micro_adam import micro_adam, scale_by_micro_adam
-from tests import hlo
+from tests import hlo, tiers
+
+pytestmark = tiers.unless_changed("optimizers/micro_adam.py")
 
 SHARDED = {"kernel": (256, 70), "bias": (64,), "odd": (7, 30)}
 

@@ -166,6 +166,7 @@ def test_transformer_does_not_see_later_tokens(position):
   assert np.all(np.abs(before - after)[:, position:].max(axis=(0, 2)) > 1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet", "resnet_gn", "transformer", "vit"])
 def test_learns_a_batch_by_heart(name):
   parts, batch = learning(name)
@@ -177,6 +178,7 @@ def test_learns_a_batch_by_heart(name):
   assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.full
 def test_transformer_continues_a_sequence_that_it_has_learned():
   text = np.array([[0, 1, 1, 2, 0, 2, 2]], np.int32)
   module = MODULES["transformer"].clone(width=16, dropout=0.0)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl import catalogue
 from tests import glossary
-from tests.cases import KINDS, Row, methods_of, names_in, row_files, rows
+from tests.cases import KINDS, Row, methods_of, named_at_start, names_in, row_files, rows
 from tests.objective_properties import checks as objective_checks
 from tests.optimizer_properties import checks as optimizer_checks
 
@@ -35,8 +35,7 @@ def test_every_method_has_a_row_of_its_own(method, file):
 @pytest.mark.parametrize(("method", "file"), METHODS)
 def test_every_method_has_a_value_from_elsewhere(method, file):
   del file
-  names = {entry.name for entry in catalogue.catalogue()}
-  tested = {_longest_prefix(test, names) for test in _value_tests()}
+  tested = {entry.name for entry in map(named_at_start, _value_tests()) if entry}
   assert method.name in tested, f"add test_{method.name}_... to tests/test_values_*.py"
 
 
@@ -82,8 +81,3 @@ def _value_tests() -> frozenset[str]:
     for node in ast.parse(file.read_text(encoding="utf-8")).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
   )
-
-
-def _longest_prefix(test: str, names: set[str]) -> str:
-  fitting = [name for name in names if test == name or test.startswith(f"{name}_")]
-  return max(fitting, key=len, default="")

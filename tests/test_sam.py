@@ -15,7 +15,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxrl import models, oracle, parallel, spec, train
 from optimizers.fisher_mask import fisher_mask
 from optimizers.sam import sam
-from tests import hlo
+from tests import hlo, tiers
+
+pytestmark = tiers.unless_changed("optimizers/sam.py", "optimizers/_sharpness.py")
 
 RHO = 0.3
 AXES = ("data", "group")

@@ -197,6 +197,7 @@ def training_seconds(folder):
   return json.loads((folder / "result.json").read_text())["seconds"]
 
 
+@pytest.mark.full
 def test_killed_three_times_a_run_ends_the_same_bit_for_bit(undisturbed, tmp_path):
   folder = tmp_path / "killed"
   longest = training_seconds(undisturbed) / 3
@@ -205,6 +206,7 @@ def test_killed_three_times_a_run_ends_the_same_bit_for_bit(undisturbed, tmp_pat
   assert_same_end(folder, undisturbed)
 
 
+@pytest.mark.full
 def test_sigterm_saves_before_it_ends(undisturbed, tmp_path):
   folder = tmp_path / "terminated"
   longest = training_seconds(undisturbed) / 2

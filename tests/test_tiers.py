@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -76,6 +77,23 @@ def test_an_unknown_tier_is_refused(project, monkeypatch):
   _, output, code = run(project, monkeypatch, "some")
   assert code != 0
   assert "TIER must be one of" in output
+
+
+def test_core_runs_the_values_of_changed_methods_alone(monkeypatch):
+  def runs(path, name, *changed):
+    monkeypatch.setattr(tiers, "changed_files", lambda: frozenset(changed))
+    item = mock.Mock(path=tiers.ROOT / "tests" / path, originalname=name)
+    item.get_closest_marker.return_value = None
+    return tiers.runs(item)
+
+  monkeypatch.setenv("TIER", "core")
+  assert runs("test_values_sam.py", "test_sam_by_hand", "optimizers/sam.py")
+  assert runs("test_values_sam.py", "test_sam_by_hand", "tests/test_values_sam.py")
+  assert not runs("test_values_sam.py", "test_sam_by_hand", "optimizers/gam.py")
+  assert not runs("test_values_sam.py", "test_of_nothing", "optimizers/gam.py")
+  assert runs("test_sam.py", "test_sam_by_hand")
+  monkeypatch.setenv("TIER", "all")
+  assert runs("test_values_sam.py", "test_sam_by_hand")
 
 
 def test_a_changed_file_brings_in_all_its_checks(project, monkeypatch):

@@ -17,7 +17,11 @@ from optimizers.econtrol import econtrol
 from optimizers.ef14 import ef14
 from optimizers.ef21 import ef21
 from optimizers.ef21_w import ef21_w
-from tests import hlo
+from tests import hlo, tiers
+
+pytestmark = tiers.unless_changed(
+  "optimizers/compressors/", "optimizers/ef14", "optimizers/ef21", "optimizers/econtrol"
+)
 
 WORKERS, CLASSES, SIDE = 8, 10, 8
 

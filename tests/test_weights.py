@@ -21,7 +21,16 @@ from optimizers.orthonormal import modulated
 from optimizers.reparameterized import reparameterized
 from optimizers.weights.weight_compander import weight_compander
 from optimizers.weights.weight_norm import weight_norm
+from tests import tiers
 from tests.properties import assert_close, quick_jit
+
+pytestmark = tiers.unless_changed(
+  "optimizers/weights/",
+  "optimizers/reparameterized.py",
+  "optimizers/orthonormal.py",
+  "optimizers/dfa.py",
+  "jaxrl/models.py",
+)
 
 KEY = jax.random.key(0)
 SIZE, FEATURES, HIDDEN, CLASSES = 16, 6, 8, 3

@@ -1,7 +1,7 @@
 """Which checks run: TIER=core (the default), all or soak.
 
-core: every row on the checks that share one compiled step, and all checks of the rows whose
-method's file changed. all: everything but soak. soak: what is marked `soak`, and only that.
+core: every row on the checks that share one compiled step, and all checks and values of the
+methods whose files changed. all: everything but soak. soak: what is marked `soak`, and only that.
 Checks and tests that core leaves out are marked `full`.
 """
 
@@ -29,12 +29,24 @@ def runs(item: pytest.Item) -> bool:
   soak = item.get_closest_marker("soak") is not None
   if soak or current() == "soak":
     return soak and current() == "soak"
-  return current() == "all" or item.get_closest_marker("full") is None
+  return current() == "all" or not (item.get_closest_marker("full") or _is_old_value(item))
 
 
-def unless_changed(file: str) -> list[pytest.MarkDecorator]:
-  """The marks of a test that core runs only while `file` differs."""
-  return [] if file in changed_files() else [pytest.mark.full]
+def _is_old_value(item: pytest.Item) -> bool:
+  """Whether a test is of a method's values, and neither its own file nor the method's changed."""
+  if not item.path.name.startswith("test_values_"):
+    return False
+  from tests import cases  # here: a project without methods has none
+
+  method = cases.named_at_start(item.originalname.removeprefix("test_"))
+  own = item.path.relative_to(ROOT).as_posix()
+  return bool(unless_changed(own, method.file if method else own))
+
+
+def unless_changed(*paths: str) -> list[pytest.MarkDecorator]:
+  """The marks of a test that core runs only while a file differs that is, or begins by, a path."""
+  changed = any(file.startswith(paths) for file in changed_files())
+  return [] if changed else [pytest.mark.full]
 
 
 @functools.cache

@@ -123,6 +123,12 @@ def methods_of(file: str) -> list[Entry]:
   return [entry for entry in here if entry.kind in KINDS]
 
 
+def named_at_start(test: str) -> Entry | None:
+  """The method by whose name the name of a test begins, `sam` of `sam_moves`; the longest one."""
+  fitting = [e for e in catalogue() if test == e.name or test.startswith(f"{e.name}_")]
+  return max(fitting, key=lambda entry: len(entry.name), default=None)
+
+
 @functools.cache
 def names_in(spec: str) -> frozenset[str]:
   """The names of the functions that a spec calls."""
