@@ -1,10 +1,19 @@
 """Settings of the suite: devices, strictness, tiers, the time budget and the slowest rows."""
 
+import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+_FLAGS = [
+  "--xla_force_host_platform_device_count=8",
+  # Programs compile in half the time, to slower code: most of them run once.
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_parallel_codegen_split_count=1",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions don't know it
+  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 import collections  # noqa: E402  (JAX reads the environment when it is imported)
 import time  # noqa: E402

@@ -24,7 +24,6 @@ from tests.properties import (
   assert_finite,
   assert_identical,
   entry_of,
-  quick_jit,
   stacked,
   static_arguments,
   types_of,
@@ -260,11 +259,11 @@ def vmap_is_loop(bench: Bench) -> None:
     result = evaluation(bench.objective, bench.names, params, state, bench.batch, key)
     return seen(result)
 
-  one = quick_jit(evaluate)
+  one = jax.jit(evaluate)
   members = [glossary.parameters(seed) for seed in range(3)]
   keys = jax.random.split(bench.key, 3)
   loop = [one(params, key) for params, key in zip(members, keys, strict=True)]
-  vmapped = quick_jit(jax.vmap(evaluate))(stacked(members), keys)
+  vmapped = jax.jit(jax.vmap(evaluate))(stacked(members), keys)
   assert_close(vmapped, stacked(loop), 10 * bench.row.tolerance)
 
 
@@ -274,7 +273,7 @@ def bfloat16(bench: Bench) -> None:
   half = jax.tree.map(_to_bfloat16, (bench.params, bench.batch))
   full = jax.tree.map(lambda leaf: _to_bfloat16(leaf).astype(leaf.dtype), bench.batch)
   params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half[0])
-  evaluate = quick_jit(bench.by_eager)
+  evaluate = jax.jit(bench.by_eager)
   result = evaluate(half[0], bench.state, half[1])
   assert types_of(result.state) == types_of(bench.state)
   assert types_of(result.gradient) == types_of(half[0])
@@ -298,7 +297,7 @@ def numerical_gradient(bench: Bench) -> None:
 
     frozen = with_constants_of(value, params)
     differences = [_central_difference(frozen, params, seed) for seed in range(3)]
-    gradient = quick_jit(jax.grad(value))(params)
+    gradient = jax.jit(jax.grad(value))(params)
     slopes = [_slope(gradient, _direction(params, seed)) for seed in range(3)]
   np.testing.assert_allclose(slopes, differences, rtol=1e-6, atol=1e-8)
 
@@ -307,7 +306,7 @@ def numerical_gradient(bench: Bench) -> None:
 def micro_batches(bench: Bench) -> None:
   """Sums over micro-batches, the state passing through in order, give the whole batch's result."""
   size = glossary.SIZES["B"] // 4
-  evaluate = quick_jit(bench.by_eager)
+  evaluate = jax.jit(bench.by_eager)
   state, totals = bench.state, None
   for start in range(0, glossary.SIZES["B"], size):
     rows = {name: array for name, array in bench.batch.items() if array.ndim}
@@ -356,7 +355,7 @@ def sharded(bench: Bench) -> None:
   spread = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   rows = {name: array for name, array in bench.batch.items() if array.ndim}
   batch = {**bench.batch, **jax.device_put(rows, spread)}
-  result = quick_jit(bench.by_eager)(bench.params, bench.state, batch)
+  result = jax.jit(bench.by_eager)(bench.params, bench.state, batch)
   assert_close(seen(result), seen(bench.evaluate()), 10 * bench.row.tolerance)
 
 
@@ -374,7 +373,7 @@ def with_constants_of(value: Callable[[Any], jax.Array], point: Any) -> Callable
     with mock.patch.object(jax.lax, "stop_gradient", lambda x: next(replay)):
       return value(params)
 
-  return functools.partial(quick_jit(frozen), constants=quick_jit(constants)(point))
+  return functools.partial(jax.jit(frozen), constants=jax.jit(constants)(point))
 
 
 def _assert_zero(tree: Any) -> None:
@@ -405,7 +404,7 @@ def _to_bfloat16(leaf: jax.Array) -> jax.Array:
 
 
 def _three_values(bench: Bench, batch: Arrays) -> list[tuple[jax.Array, Any]]:
-  evaluate = quick_jit(bench.by_eager)
+  evaluate = jax.jit(bench.by_eager)
   state, values = bench.state, []
   for seed in range(3):
     result = evaluate(glossary.parameters(seed), state, batch)
@@ -437,4 +436,4 @@ def _value_with_extra_axis(bench: Bench, name: str) -> jax.Array:
   def value(batch):
     return oracle.total(bench.objective.apply(bench.state, forward, batch, bench.key)[0])
 
-  return quick_jit(value)(batch)
+  return jax.jit(value)(batch)

@@ -26,7 +26,6 @@ from tests.properties import (
   assert_identical,
   differs,
   entry_of,
-  quick_jit,
   stacked,
   static_arguments,
   types_of,
@@ -62,7 +61,7 @@ class Bench:
     self.params = problem.parameters(row.params)
     self.data = problem.data(self.params)
     self.traces = 0
-    self._step = quick_jit(self._traced, donate_argnums=0)
+    self._step = jax.jit(self._traced, donate_argnums=0)
 
   def _record(self, factory, *args, **kwargs):
     self.elements.append(factory(*args, **kwargs))
@@ -121,7 +120,7 @@ def updates_of(done: list[tuple[Carry, Result]]) -> list[Any]:
 
 def jitted(optimizer: Any, batch: problem.Data) -> Any:
   """A compiled step of another optimizer, or on other data."""
-  return quick_jit(lambda carry: step_of(optimizer, carry, batch))
+  return jax.jit(lambda carry: step_of(optimizer, carry, batch))
 
 
 def started(optimizer: Any, params: Any) -> Carry:
@@ -245,7 +244,7 @@ def orbax_round_trip(bench: Bench) -> None:
 def donation(bench: Bench) -> None:
   """A state made by `jit(init)` can be donated together with the parameters."""
   params = jax.tree.map(jnp.copy, bench.params)
-  carry = Carry(quick_jit(bench.optimizer.init)(params), params)
+  carry = Carry(jax.jit(bench.optimizer.init)(params), params)
   _, result = bench._step(carry, bench.data)
   assert_close(result.updates, bench.reference[0][1].updates, bench.row.tolerance)
 
@@ -257,7 +256,7 @@ def scan(bench: Bench) -> None:
   def body(carry, _):
     return step_of(bench.optimizer, carry, bench.data)
 
-  _, results = quick_jit(lambda carry: jax.lax.scan(body, carry, length=50))(bench.start)
+  _, results = jax.jit(lambda carry: jax.lax.scan(body, carry, length=50))(bench.start)
   assert_finite(results)
   first = jax.tree.map(lambda leaf: leaf[:5], results)
   expected = stacked([result for _, result in bench.reference])
@@ -272,9 +271,9 @@ def vmap_is_loop(bench: Bench) -> None:
     params = problem.parameters(bench.row.params, seed)
     members.append(Carry(with_seed(bench.optimizer.init(params), seed), params))
   step = functools.partial(step_of, bench.optimizer, batch=bench.data)
-  one = quick_jit(step)
+  one = jax.jit(step)
   loop = [run(one, member, 2) for member in members]
-  vmapped = run(quick_jit(jax.vmap(step)), stacked(members), 2)
+  vmapped = run(jax.jit(jax.vmap(step)), stacked(members), 2)
   assert_close(vmapped, stacked(loop), 10 * bench.row.tolerance)
 
 
@@ -359,7 +358,7 @@ def masked(bench: Bench) -> None:
     done.append(result.updates["dense"])
     carry = carry._replace(params={**carry.params, **rest})
 
-  by_hand = quick_jit(lambda carry: _step_on_part(bench.optimizer, carry, rest, bench.data))
+  by_hand = jax.jit(lambda carry: _step_on_part(bench.optimizer, carry, rest, bench.data))
   part = {"dense": bench.params["dense"]}
   expected = run(by_hand, started(bench.optimizer, part), 3)
   assert_close(done, [u["dense"] for u in updates_of(expected)], 10 * bench.row.tolerance)
@@ -407,7 +406,7 @@ def cost(bench: Bench) -> None:
     )
 
   with count_evaluations(problem.outputs_of) as (counted, count):
-    jax.block_until_ready(quick_jit(step)(bench.start, bench.data))
+    jax.block_until_ready(jax.jit(step)(bench.start, bench.data))
     jax.effects_barrier()
   assert len(count) == bench.row.evaluations
 
@@ -423,8 +422,8 @@ def sharded(bench: Bench) -> None:
     return jax.device_put(leaf, jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
   params, batch = jax.tree.map(spread, (bench.params, bench.data))
-  step = quick_jit(functools.partial(step_of, bench.optimizer))
-  carry = Carry(quick_jit(bench.optimizer.init)(params), params)
+  step = jax.jit(functools.partial(step_of, bench.optimizer))
+  carry = Carry(jax.jit(bench.optimizer.init)(params), params)
   done = run(lambda carry: step(carry, batch), carry, 3)
   assert_close(updates_of(done), updates_of(bench.reference[:3]), 10 * bench.row.tolerance)
 
@@ -449,7 +448,7 @@ def pmapped(bench: Bench) -> None:
 
   maps, targets = jax.tree.map(lambda leaf: leaf[:, None], (bench.data.maps, bench.data.targets))
   batch = problem.Data(maps, targets, jnp.full(len(targets), bench.data.scale))
-  by_worker = quick_jit(jax.pmap(step, axis_name="workers"))
+  by_worker = jax.jit(jax.pmap(step, axis_name="workers"))
   done = run(lambda carry: by_worker(carry, batch), stacked([bench.start] * len(targets)), 3)
   expected = [stacked([updates] * len(targets)) for updates in updates_of(bench.reference[:3])]
   assert_close(updates_of(done), expected, 10 * bench.row.tolerance)

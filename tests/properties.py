@@ -20,13 +20,6 @@ from tests.cases import Row, methods_of, row_files, rows
 KNOWN = {"num_examples": 16, "num_classes": 4, "num_groups": 3, "steps": 50, "epochs": 5}
 """The names that a row's spec may use."""
 
-_QUICK = {
-  "xla_backend_optimization_level": 0,
-  "xla_llvm_disable_expensive_passes": True,
-  "xla_cpu_use_fusion_emitters": False,
-  "xla_cpu_parallel_codegen_split_count": 1,
-}
-
 
 class Check(NamedTuple):
   """A property that every row has. `core` ones run always, on the row's one compiled step."""
@@ -46,27 +39,6 @@ class Checks(list[Check]):
       return run
 
     return add
-
-
-def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-  """`jax.jit` that compiles several times faster, to slower code: most programs run once."""
-  return jax.jit(function, compiler_options=_quick_options(), **options)
-
-
-@functools.cache
-def _quick_options() -> dict[str, Any]:
-  """The options of `_QUICK` that this version of XLA has (jax 0.12 lacks the third)."""
-  return {name: value for name, value in _QUICK.items() if _is_option(name, value)}
-
-
-def _is_option(name: str, value: Any) -> bool:
-  try:
-    jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "No such compile option" in str(error):
-      return False
-    raise
-  return True
 
 
 def cases_of(files: Iterable[str], checks: Checks) -> list[Any]:

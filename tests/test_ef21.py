@@ -15,7 +15,6 @@ from jaxrl.oracle import PerWorker
 from optimizers.compressors.top_k import top_k
 from optimizers.ef21 import ef21
 from tests import tiers
-from tests.properties import quick_jit
 
 pytestmark = tiers.unless_changed("optimizers/ef21")
 
@@ -137,7 +136,7 @@ def make_run(optimizer, axis_name="data", workers=WORKERS):
   )
   traces = []
   if axis_name is None:
-    return parts.init(0), quick_jit(parts.step), traces
+    return parts.init(0), jax.jit(parts.step), traces
   mesh = jax.make_mesh(
     (workers,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:workers]
   )
@@ -149,7 +148,7 @@ def make_run(optimizer, axis_name="data", workers=WORKERS):
   state = parallel.with_worker_axis(parts.init(0), workers)
   shardings = parallel.state_shardings(state, mesh, "data")
   mapped = parallel.per_worker_step(step, mesh, "data")
-  return jax.device_put(state, shardings), quick_jit(mapped), traces
+  return jax.device_put(state, shardings), jax.jit(mapped), traces
 
 
 def unequal_batch():

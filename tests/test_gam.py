@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec
 from jaxrl import parallel, spec, train
 from optimizers.gam import gam, gam_exact, gam_sam
 from tests import tiers
-from tests.properties import quick_jit
 
 pytestmark = tiers.unless_changed("optimizers/gam.py", "optimizers/_sharpness.py")
 
@@ -56,12 +55,12 @@ def under_shard_map(optimizer):
   # Replicated by its type, or check_vma refuses it.
   mesh = parallel.make_mesh("data=8")
   run = jax.shard_map(one, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
-  return quick_jit(run)(*regressions())
+  return jax.jit(run)(*regressions())
 
 
 def under_vmap(optimizer):
   run = jax.vmap(functools.partial(on_worker, optimizer), axis_name="data")
-  return jax.tree.map(lambda leaf: leaf[3], quick_jit(run)(*regressions()))
+  return jax.tree.map(lambda leaf: leaf[3], jax.jit(run)(*regressions()))
 
 
 @EVERY
@@ -147,7 +146,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(factory):
   whole = loss_of(inputs.reshape(-1, 3), targets.reshape(-1))
   gradient = jax.grad(whole)(PARAMS)
   made, expected = (
-    quick_jit(functools.partial(updates_of, factory(), value_fn))(gradient)
+    jax.jit(functools.partial(updates_of, factory(), value_fn))(gradient)
     for value_fn in (in_parts, whole)
   )
   for name, value in expected.items():

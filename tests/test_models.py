@@ -11,7 +11,6 @@ import pytest
 
 from jaxrl import models, oracle, parallel, train
 from objectives.classification.cross_entropy import cross_entropy
-from tests.properties import quick_jit
 
 CLASSES = 3
 LENGTH = 6
@@ -76,7 +75,7 @@ def test_outputs_have_a_row_for_each_example_or_token(name):
 def test_a_model_can_show_what_its_last_layer_sees(name):
   inputs, (_, params, state) = inputs_of(name), ready(name)
   apply = models.from_flax(MODULES[name].clone(show_features=True)).apply
-  shown, _ = quick_jit(apply, static_argnums=4)(params, state, inputs, jax.random.key(0), False)
+  shown, _ = jax.jit(apply, static_argnums=4)(params, state, inputs, jax.random.key(0), False)
   last = params[max(layer for layer in params if layer.startswith("Dense"))]
   chex.assert_trees_all_close(shown["logits"], outputs(name, inputs)[0], atol=1e-5)
   chex.assert_trees_all_close(

@@ -8,7 +8,6 @@ import pytest
 
 from optimizers.gam import gam, gam_exact, gam_sam
 from tests import values
-from tests.properties import quick_jit
 
 RATE = 0.1
 
@@ -16,7 +15,7 @@ RATE = 0.1
 def run(optimizer, loss, params, steps):
   """Losses of a run, and the parameters after each of its steps."""
 
-  @quick_jit
+  @jax.jit
   def step(params, state):
     value, grad = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(grad, state, params, value_fn=loss)

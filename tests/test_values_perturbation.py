@@ -15,7 +15,6 @@ from optimizers.gradient_regularization import gradient_regularization
 from optimizers.ignite import ignite
 from optimizers.sgtm import eval_params, sgtm
 from tests import values
-from tests.properties import quick_jit
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -30,7 +29,7 @@ def network(params):
 def stepper(optimizer, objective, forward_at):
   """A compiled step on a batch; returns parameters, state and loss."""
 
-  @quick_jit
+  @jax.jit
   def step(params, state, batch):
     key = jax.random.key(0)
     value_fn = oracle.objective_oracle(objective, (), forward_at, batch, key, params)
@@ -126,7 +125,7 @@ def test_gradient_regularization_is_the_one_in_numpy_for_twenty_steps(method, no
     gradient_regularization(gamma, eps, method=method, norm=norm), optax.sgd(rate)
   )
 
-  @quick_jit
+  @jax.jit
   def step(params, state):
     def loss(w):
       return jnp.dot(w, jnp.float32(matrix) @ w) / 2 + jnp.sum(w**4) / 4
@@ -405,8 +404,8 @@ def train_step(optimizer, axis_name=None):
 )
 def test_groups_of_rows_in_the_train_step_alone_and_on_a_mesh(method):
   parts, batch = train_step(f"{method} | sgd(0.1)")
-  state = quick_jit(parts.init)(0)
-  alone, metrics = quick_jit(parts.step)(state, batch)
+  state = jax.jit(parts.init)(0)
+  alone, metrics = jax.jit(parts.step)(state, batch)
   assert jnp.isfinite(metrics["loss"])
   mesh = parallel.make_mesh("data=8")
   program = parallel.lay_out(parts, mesh, None, 0)
@@ -416,7 +415,7 @@ def test_groups_of_rows_in_the_train_step_alone_and_on_a_mesh(method):
 
 def test_booster_with_workers_is_that_of_the_whole_batch():
   parts, batch = train_step("booster() | sgd(0.1)")
-  alone, _ = quick_jit(parts.step)(quick_jit(parts.init)(0), batch)
+  alone, _ = jax.jit(parts.step)(jax.jit(parts.init)(0), batch)
   parts, _ = train_step("booster() | sgd(0.1)", axis_name="data")
   program = parallel.lay_out(parts, parallel.make_mesh("data=8"), "data", 0)
   spread, _ = program.step(program.init(0), program.place(jax.device_get(batch)))

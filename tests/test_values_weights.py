@@ -18,7 +18,6 @@ from optimizers.reparameterized import reparameterized
 from optimizers.weights.weight_compander import Companded, weight_compander
 from optimizers.weights.weight_norm import Polar, weight_norm
 from tests import values
-from tests.properties import quick_jit
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -60,7 +59,7 @@ def test_weight_norm_is_that_of_pytorch_for_twenty_five_steps(wide, tolerance):
     def loss(params):
       return cross_entropy(images_to_logits(params, images), labels)
 
-    @quick_jit
+    @jax.jit
     def step(params, state):
       value, gradient = jax.value_and_grad(loss)(params)
       updates, state = optimizer.update(gradient, state, params)
@@ -339,7 +338,7 @@ def test_dfa_is_the_official_one_for_twenty_five_steps(wide, tolerance):
     inputs, labels = jnp.asarray(golden["inputs"]), jnp.asarray(golden["labels"])
     # Their hidden layers have sums over the batch.
     feedback = [matrix * len(inputs) for matrix in official_feedback(golden)]
-    value_and_grad = quick_jit(dfa(OFFICIAL_LAYERS, cross_entropy))
+    value_and_grad = jax.jit(dfa(OFFICIAL_LAYERS, cross_entropy))
     params, losses = jax.tree.map(jnp.asarray, golden["start"]), []
     for _ in golden["losses"]:
       value, gradient = value_and_grad(params, feedback, inputs, labels)
@@ -354,7 +353,7 @@ def test_dfa_aligns_as_the_official_one(wide, tolerance):
   golden = values.load("dfa")
   with jax.enable_x64(wide):
     params = jax.tree.map(jnp.asarray, golden["end"])
-    alignment = quick_jit(dfa_alignment(OFFICIAL_LAYERS, cross_entropy))
+    alignment = jax.jit(dfa_alignment(OFFICIAL_LAYERS, cross_entropy))
     inputs, labels = jnp.asarray(golden["inputs"]), jnp.asarray(golden["labels"])
     found = alignment(params, official_feedback(golden), inputs, labels)
     close(found, golden["cosines"], 10 * tolerance)

@@ -22,7 +22,7 @@ from optimizers.reparameterized import reparameterized
 from optimizers.weights.weight_compander import weight_compander
 from optimizers.weights.weight_norm import weight_norm
 from tests import tiers
-from tests.properties import assert_close, quick_jit
+from tests.properties import assert_close
 
 pytestmark = tiers.unless_changed(
   "optimizers/weights/",
@@ -194,7 +194,7 @@ def test_a_layer_and_an_optimizer_in_the_same_coordinates_agree(by):
   def loss(module):
     return lambda variables: jnp.mean((module.apply(variables, inputs) - targets) ** 2)
 
-  @quick_jit
+  @jax.jit
   def step(raw, state, params, outer_state):
     updates, state = inner.update(jax.grad(loss(layer))(raw), state)
     raw = optax.apply_updates(raw, updates)
@@ -282,14 +282,14 @@ def errors(tau):
 
 def test_modulated_under_jit_and_vmap():
   inputs = jax.random.normal(KEY, (5, SIZE, HIDDEN))
-  gradient = quick_jit(errors(1.0))
-  found = quick_jit(jax.vmap(errors(1.0)))(inputs)
+  gradient = jax.jit(errors(1.0))
+  found = jax.jit(jax.vmap(errors(1.0)))(inputs)
   assert_close(found, jnp.stack([gradient(x) for x in inputs]))
 
 
 def test_modulated_errors_stay_of_one_size_where_others_vanish():
   inputs = jax.random.normal(KEY, (SIZE, HIDDEN))
-  plain, kept = (float(jnp.linalg.norm(quick_jit(errors(tau))(inputs))) for tau in (1e9, 1.0))
+  plain, kept = (float(jnp.linalg.norm(jax.jit(errors(tau))(inputs))) for tau in (1e9, 1.0))
   assert kept > 3 * plain
 
 
@@ -302,8 +302,8 @@ def test_modulated_measures_the_whole_batch_of_all_workers():
 
   mesh, rows = parallel.make_mesh("data=8"), PartitionSpec("data")
   sharded = jax.shard_map(on_worker, mesh=mesh, in_specs=rows, out_specs=rows)
-  found = quick_jit(sharded)(inputs)
-  expected = quick_jit(errors(1.0))(inputs.reshape(16, HIDDEN)).reshape(inputs.shape)
+  found = jax.jit(sharded)(inputs)
+  expected = jax.jit(errors(1.0))(inputs.reshape(16, HIDDEN)).reshape(inputs.shape)
   assert_close(found, expected)
 
 
@@ -324,20 +324,20 @@ def dfa_problem():
 def test_dfa_under_jit_and_vmap():
   loss, (params, feedback, *columns) = dfa_problem()
   value_and_grad = dfa(LAYERS, loss)
-  compiled = quick_jit(value_and_grad)
+  compiled = jax.jit(value_and_grad)
   expected = value_and_grad(params, feedback, *columns)
   assert_close(compiled(params, feedback, *columns), expected)
   several = [dfa_feedback(jax.random.key(seed), [HIDDEN] * 2, CLASSES) for seed in range(3)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
   over = jax.vmap(value_and_grad, in_axes=(None, 0, None, None))
-  _, found = quick_jit(over)(params, stacked, *columns)
+  _, found = jax.jit(over)(params, stacked, *columns)
   one_by_one = [compiled(params, each, *columns)[1] for each in several]
   assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
 
 
 def test_dfa_aligns_while_it_trains():
   loss, (params, feedback, *columns) = dfa_problem()
-  value_and_grad, alignment = quick_jit(dfa(LAYERS, loss)), quick_jit(dfa_alignment(LAYERS, loss))
+  value_and_grad, alignment = jax.jit(dfa(LAYERS, loss)), jax.jit(dfa_alignment(LAYERS, loss))
   before = alignment(params, feedback, *columns)
   for _ in range(100):
     _, gradient = value_and_grad(params, feedback, *columns)
@@ -349,7 +349,7 @@ def test_dfa_aligns_while_it_trains():
 
 def test_dfa_in_bfloat16():
   loss, (params, feedback, inputs, labels) = dfa_problem()
-  value_and_grad = quick_jit(dfa(LAYERS, loss))
+  value_and_grad = jax.jit(dfa(LAYERS, loss))
   exact = value_and_grad(params, feedback, inputs, labels)[1]
   half = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.bfloat16))
   _, found = value_and_grad(half(params), feedback, half(inputs), labels)
