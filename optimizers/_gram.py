@@ -88,12 +88,12 @@ def damped_inverse(gram: Gram, row: jax.Array, damp: Any) -> Weights:
   r"""Weights by which a window G gives :math:`(\lambda I + G^\top G / m)^{-1} c`, c its row.
 
   They are :math:`m (m \lambda I + G G^\top)^{-1} e_t`, by Cholesky, after rows and columns are
-  scaled to a unit diagonal. There the damping is raised to :math:`m + 16` units of rounding where
-  it is less: with fewer than a fourth of them the factorization of windows of equal gradients
-  was seen to fail.
+  scaled to a unit diagonal. There the damping is raised to 16 m units of rounding where it is
+  less. With m / 4 of them the factorization was seen to fail on windows of equal gradients, and
+  with m the sum over the window, in which their weights then cancel, was wrong by its length.
   """
   m = len(gram.norms)
-  least = (m + 16) * jnp.finfo(gram.norms.dtype).eps
+  least = 16 * m * jnp.finfo(gram.norms.dtype).eps
   ridge = jnp.sqrt(m * jnp.asarray(damp, gram.norms.dtype))
   ridge = jnp.maximum(ridge, jnp.sqrt(least) * gram.norms)
   scale = jnp.hypot(ridge, gram.norms)

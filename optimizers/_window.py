@@ -242,7 +242,7 @@ def preconditioner(
       _sum(c, window, cut, weights.rows) for c, window, cut in zip(kept, windows, cuts, strict=True)
     ]
     new = [
-      (weights.factor.astype(u.dtype) * u).reshape(g.shape).astype(g.dtype)
+      (weights.factor * u).reshape(g.shape).astype(g.dtype)
       for u, g in zip(directions, gradients, strict=True)
     ]
     error = [a - c.reshape(a.shape) for a, c in zip(sums, kept, strict=True)]
@@ -302,13 +302,13 @@ def _parts(c: jax.Array, window: Window, cut: Cut, scales: jax.Array, size: jax.
 
 
 def _sum(c: jax.Array, window: Window, cut: Cut, weights: jax.Array) -> jax.Array:
-  """The weighted sum of the window's gradients, `[leading, rest]`."""
+  """The weighted sum of the window's gradients, `[leading, rest]`, in the weights' dtype."""
   if not c.size:
-    return c
+    return c.astype(weights.dtype)
   add = jax.vmap(lambda line, i, values: line.at[i].add(values, unique_indices=True))
 
   def add_row(j, total):
     where, values = _row(window, cut, j)
-    return add(total, where, weights[j].astype(c.dtype) * values.astype(c.dtype))
+    return add(total, where, weights[j] * values.astype(weights.dtype))
 
-  return jax.lax.fori_loop(0, len(weights), add_row, jnp.zeros_like(c))
+  return jax.lax.fori_loop(0, len(weights), add_row, jnp.zeros_like(c, dtype=weights.dtype))
