@@ -14,7 +14,7 @@ def main():
   from optimizers.sparse import SparseGradientMFAC as module
   from optimizers.sparse import SparseHinvSequential as inverse
 
-  inverse.parallel_apply = lambda modules, inputs: [f(i) for f, i in zip(modules, inputs)]
+  inverse.parallel_apply = lambda modules, inputs: [modules[i](i) for i in inputs]
   given = problem()
 
   def make(params):
