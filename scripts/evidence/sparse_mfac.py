@@ -48,20 +48,18 @@ def mean_loss(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def splits() -> dict[str, tuple[jax.Array, jax.Array]]:
+def split(name: str) -> tuple[np.ndarray, np.ndarray]:
   """Inputs `[B, 64]` and labels of the digits."""
-  found: Any = data.load("digits").splits
-  return {
-    name: (jnp.asarray(s["inputs"]).reshape(len(s["labels"]), -1), jnp.asarray(s["labels"]))
-    for name, s in found.items()
-  }
+  source: Any = data.load("digits").splits[name]
+  labels = np.asarray(source["labels"])
+  return np.asarray(source["inputs"]).reshape(len(labels), -1), labels
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def train(make: Any, rate: jax.Array, damp: jax.Array, seed: jax.Array) -> jax.Array:
   """Losses on the training and the validation split along the way, `[POINTS, 2]`."""
   optimizer = optax.chain(make(damp), optax.sgd(rate))
-  inputs, labels = splits()["train"]
+  inputs, labels = map(jnp.asarray, split("train"))
   hidden_key, output_key, data_key = jax.random.split(jax.random.key(seed), 3)
   params = {
     "hidden": jax.random.normal(hidden_key, (inputs.shape[1], WIDTH)) / jnp.sqrt(inputs.shape[1]),
@@ -78,7 +76,9 @@ def train(make: Any, rate: jax.Array, damp: jax.Array, seed: jax.Array) -> jax.A
 
   def part(carry, key):
     carry, _ = jax.lax.scan(step, carry, jax.random.split(key, STEPS // POINTS))
-    losses = [mean_loss(carry[0], *splits()[name]) for name in ("train", "validation")]
+    losses = [
+      mean_loss(carry[0], *map(jnp.asarray, split(name))) for name in ("train", "validation")
+    ]
     return carry, jnp.stack(losses)
 
   start = (params, optimizer.init(params))
