@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from optimizers.low_rank_mfac import low_rank_mfac
 from optimizers.sparse_ggt import sparse_ggt
 from optimizers.sparse_mfac import sparse_mfac
 from tests import values
@@ -185,3 +186,50 @@ def test_sparse_ggt_is_tens_of_times_longer_by_the_official_jitter():
   shifted, _ = updates_of(sparse_ggt(10, 0.2, jitter=1e-6), gradients)
   ratios = np.linalg.norm(shifted, axis=1) / np.linalg.norm(exact, axis=1)
   assert np.all(ratios[10:] > 20), ratios
+
+
+# low_rank_mfac
+
+
+def test_low_rank_mfac_is_the_official_one_for_30_steps():
+  golden = values.load("low_rank_mfac")
+  m = golden["num_grads"]
+  element = low_rank_mfac(m, golden["rank"], golden["damp"])
+
+  def init(params):
+    # The official factors before the first step, as those of a last one that has no weight.
+    state = element.init(params)
+    leaves = {
+      name: leaf._replace(right=leaf.right.at[:, -1].set(golden["right"][name]))
+      if name in golden["right"]
+      else leaf
+      for name, leaf in state.leaves.items()
+    }
+    return state._replace(count=jnp.array(m, jnp.int32), leaves=leaves)
+
+  started = optax.GradientTransformationExtraArgs(init, element.update)
+  optimizer = optax.chain(started, optax.sgd(golden["lr"]))
+  assert_are(points_of(optimizer, golden), golden["params"], 1e-6)  # there norms are raised by 1e-8
+
+
+def test_low_rank_mfac_is_a_dense_solve_with_what_it_sends():
+  rng = np.random.default_rng(3)
+  m, damp, shape = 5, 1e-2, (9, 7)
+  gradients = rng.normal(size=(14, 9, 1)) * rng.normal(size=(14, 1, 7)) + 0.1
+  optimizer = low_rank_mfac(m, 2, damp)
+  state, step = optimizer.init(jnp.zeros(shape)), quick_jit(optimizer.update)
+  sent, updates = [], []
+  for t, gradient in enumerate(gradients):
+    update, state = step(jnp.asarray(gradient, jnp.float32), state)
+    updates.append(np.ravel(update))
+    left, right = (np.asarray(x, np.float64)[:, t % m] for x in state.leaves[1:])
+    np.testing.assert_allclose(left.T @ left, np.eye(2), atol=1e-5)
+    sent.append(np.ravel(left @ right.T))
+  total = np.sum(gradients, axis=0)
+  np.testing.assert_allclose(np.sum(sent, axis=0).reshape(shape) + state.leaves.error, total, 1e-4)
+  sent = np.array(sent)
+  expected = [
+    np.linalg.solve(damp * np.eye(63) + window.T @ window / m, c)
+    for window, c in windows_of(sent, m)
+  ]
+  assert_relatively_close(np.array(updates), np.array(expected), 1e-3)

@@ -406,4 +406,16 @@ ROWS = [
       "sparse_ggt(shards=0)": "shards must be a whole number of at least 1, got 0",
     },
   ),
+  OptimizerRow(
+    "low_rank_mfac(m=4, rank=2, damp=0.1) | sgd(0.05)",
+    limits=(
+      ("low_rank_mfac(m=3, rank=8)", "sparse_mfac(m=3, density=1, damp=1e-5)"),
+      ("low_rank_mfac(m=3, rank=8, damp=1e9) | scale(1e9)", "identity()"),
+    ),
+    bad={
+      "low_rank_mfac(m=0)": "m must be a whole number of at least 1, got 0",
+      "low_rank_mfac(rank=0)": "rank must be a whole number of at least 1, got 0",
+      "low_rank_mfac(damp=0)": "damp must be above 0, got 0",
+    },
+  ),
 ]
