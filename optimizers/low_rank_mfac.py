@@ -80,9 +80,9 @@ def low_rank_mfac(
   Notes:
     The official code divides a small difference by :math:`\lambda`, and the damping is raised
     here where float32 can't hold it: see `sparse_mfac`. Its :math:`Q_0` is noise multiplied by
-    the initial weights once; its Gram-Schmidt leaves a matrix whose gradient was zero once at
-    zero for good, the orthonormal factors here don't. It keeps a matrix as factors also where
-    they are larger.
+    the initial weights once. After a gradient of zero its Gram-Schmidt gives factors of zero
+    for good; the orthonormal ones here are never zero. It keeps a matrix as factors also where
+    they are larger than it.
 
   References:
     [285] Modoranu, Kalinov, Kurtic, Frantar, Alistarh, "Error Feedback Can Accurately Compress
@@ -102,8 +102,8 @@ def low_rank_mfac(
 
   def init_fn(params):
     leaves = jax.tree.map(lambda w: _empty(w, m, rank), params)
-    zero = jnp.zeros([], jnp.int32)
-    return LowRankMfacState(zero, zero, _gram.empty(m), leaves)
+    count, seed = (jnp.zeros([], jnp.int32) for _ in range(2))
+    return LowRankMfacState(count, seed, _gram.empty(m), leaves)
 
   def update_fn(updates, state, params=None, **extra_args):
     del params, extra_args

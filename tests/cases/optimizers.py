@@ -409,7 +409,7 @@ ROWS = [
   OptimizerRow(
     "low_rank_mfac(m=4, rank=2, damp=0.1) | sgd(0.05)",
     limits=(
-      ("low_rank_mfac(m=3, rank=8)", "sparse_mfac(m=3, density=1, damp=1e-5)"),
+      ("low_rank_mfac(m=3, rank=8, damp=0.1)", "sparse_mfac(m=3, density=1, damp=0.1)"),
       ("low_rank_mfac(m=3, rank=8, damp=1e9) | scale(1e9)", "identity()"),
     ),
     bad={
