@@ -1,6 +1,5 @@
 """MicroAdam: Adam whose moments are made anew from a short window of sparse gradients."""
 
-import fractions
 import functools
 import math
 import numbers
@@ -12,8 +11,9 @@ import optax
 
 from jaxrl import check, reduce
 
+from . import _window
+
 LEVELS = 15  # the largest code of 4 bits
-DTYPES = ("bfloat16", "float32")
 
 
 class CompressedLeaf(NamedTuple):
@@ -42,31 +42,13 @@ class MicroAdamState(NamedTuple):
   leaves: Any
 
 
-class _Blocks(NamedTuple):
-  """Blocks of one size that follow each other in a row; each keeps `kept` entries."""
-
-  count: int
-  size: int
-  kept: int
-
-
 class _Cut(NamedTuple):
   """How a leaf is cut: rows of `rest` entries, these into blocks and into buckets."""
 
   leading: int
   rest: int
-  blocks: tuple[_Blocks, ...]
+  blocks: tuple[_window.Blocks, ...]
   bucket: int
-
-
-class _Sizes(NamedTuple):
-  """The arguments that fix shapes."""
-
-  m: int
-  density: float
-  block_size: int
-  quant_block_size: int
-  shards: int
 
 
 def scale_by_micro_adam(
@@ -159,24 +141,31 @@ def scale_by_micro_adam(
     >>> print(jnp.round(updates, 4))  # the largest entry only
     [ 0. -1.  0.  0.]
   """
-  _check_sizes(m, density, block_size, quant_block_size, shards)
+  check.whole("block_size", block_size, 1)
+  check.between("block_size", block_size, 1, _window.INT16)
+  check.whole("quant_block_size", quant_block_size, 2)
+  if quant_block_size % 2:
+    raise ValueError(f"quant_block_size must be even, got {quant_block_size!r}")
   check.below("b1", b1, 0, 1)
   check.below("b2", b2, 0, 1)
   check.at_least("eps", eps, 0)
   check.below("alpha", alpha, 0, 1)
-  check.one_of("window_dtype", window_dtype, DTYPES)
-  check.one_of("stats_dtype", stats_dtype, DTYPES)
-  sizes = _Sizes(m, float(density), block_size, quant_block_size, shards)
+  check.one_of("window_dtype", window_dtype, _window.DTYPES)
+  check.one_of("stats_dtype", stats_dtype, _window.DTYPES)
+  sizes = _window.sizes_of(m, density, block_size, shards)
   sparse = isinstance(alpha, numbers.Real) and alpha == 0
+
+  def cut_of(shape):
+    return _cut(shape, sizes, quant_block_size)
 
   def init_fn(params):
     def empty(leaf):
-      return _empty(_cut(jnp.shape(leaf), sizes), m, window_dtype, stats_dtype)
+      return _empty(cut_of(jnp.shape(leaf)), m, window_dtype, stats_dtype)
 
     return MicroAdamState(jnp.zeros([], jnp.int32), jax.tree.map(empty, params))
 
   def update_leaf(g, leaf, before):
-    cut = _cut(g.shape, sizes)
+    cut = cut_of(g.shape)
     if not g.size:
       return g, leaf
     a = g.astype(jnp.float32).reshape(cut.leading, cut.rest) + _decoded(leaf, cut)
@@ -285,31 +274,9 @@ def micro_adam(
   return optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate))
 
 
-def _check_sizes(m: Any, density: Any, block_size: Any, quant_block_size: Any, shards: Any) -> None:
-  check.whole("m", m, 1)
-  if not isinstance(density, int | float) or not 0 < density <= 1:
-    raise ValueError(f"density must be a number in (0, 1], got {density!r}")
-  check.whole("block_size", block_size, 1)
-  check.between("block_size", block_size, 1, jnp.iinfo(jnp.int16).max)
-  check.whole("quant_block_size", quant_block_size, 2)
-  if quant_block_size % 2:
-    raise ValueError(f"quant_block_size must be even, got {quant_block_size!r}")
-  check.whole("shards", shards, 1)
-
-
-def _cut(shape: tuple[int, ...], sizes: _Sizes) -> _Cut:
-  size = math.prod(shape)
-  leading = math.gcd(shape[0], sizes.shards) if shape and size else 1
-  rest = size // leading
-  full, tail = divmod(rest, sizes.block_size)
-  exact = fractions.Fraction(str(sizes.density))  # of which 0.07 * 100 is 7 and not a little more
-  blocks = []
-  if full:
-    blocks.append(_Blocks(full, sizes.block_size, math.ceil(exact * sizes.block_size)))
-  if tail:
-    kept = math.ceil(exact * tail) if leading == 1 else max(1, math.floor(exact * tail))
-    blocks.append(_Blocks(1, tail, kept))
-  return _Cut(leading, rest, tuple(blocks), min(sizes.quant_block_size, rest + rest % 2))
+def _cut(shape: tuple[int, ...], sizes: _window.Sizes, quant_block_size: int) -> _Cut:
+  cut = _window.cut_of(shape, sizes)
+  return _Cut(*cut, min(quant_block_size, cut.rest + cut.rest % 2))
 
 
 def _empty(cut: _Cut, m: int, window_dtype: str, stats_dtype: str) -> CompressedLeaf:
@@ -373,68 +340,12 @@ def _pushed(
   a: jax.Array, leaf: CompressedLeaf, cut: _Cut, row: jax.Array
 ) -> tuple[jax.Array, CompressedLeaf]:
   """What stays of `a` without its largest entries, which take a row of the window."""
-  left, indices, values = [], [], []
-  start = 0
-  for blocks in cut.blocks:
-    stop = start + blocks.count * blocks.size
-    part = a[:, start:stop].reshape(cut.leading, blocks.count, blocks.size)
-    chosen = _largest(jnp.abs(part), blocks.kept)
-    where = _positions(chosen, blocks.kept)
-    indices.append(where.reshape(cut.leading, -1))
-    values.append(_take(part, where).reshape(cut.leading, -1))
-    left.append(jnp.where(chosen, 0, part).reshape(cut.leading, -1))
-    start = stop
+  chosen, indices, values = _window.largest(a, cut.blocks)
   leaf = leaf._replace(
-    indices=_with_row(leaf.indices, row, indices), values=_with_row(leaf.values, row, values)
+    indices=_window.with_row(leaf.indices, row, indices),
+    values=_window.with_row(leaf.values, row, values),
   )
-  return jnp.concatenate(left, axis=1), leaf
-
-
-def _with_row(window: jax.Array, row: jax.Array, parts: list[jax.Array]) -> jax.Array:
-  new = jnp.concatenate(parts, axis=1).astype(window.dtype)
-  return jax.lax.dynamic_update_index_in_dim(window, new, row, axis=1)
-
-
-def _largest(magnitudes: jax.Array, kept: int) -> jax.Array:
-  """Which entries are among the `kept` largest of their block; of equals, the first.
-
-  Found by the bits of the smallest of them: a sort would gather sharded magnitudes.
-  """
-  # Floats that are not negative are in the order of their bits, taken as whole numbers.
-  bits = jax.lax.bitcast_convert_type(magnitudes, jnp.int32)
-
-  def with_bit(i, threshold):
-    raised = threshold | (1 << (30 - i))
-    enough = _count(bits >= raised[..., None]) >= kept
-    return jnp.where(enough, raised, threshold)
-
-  threshold = jax.lax.fori_loop(0, 31, with_bit, jnp.zeros_like(bits[..., 0]))[..., None]
-  above, equal = bits > threshold, bits == threshold
-  left = (kept - _count(above))[..., None]
-  return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int16) <= left))
-
-
-def _count(chosen: jax.Array) -> jax.Array:
-  return jnp.sum(chosen, axis=-1, dtype=jnp.int32)
-
-
-def _positions(chosen: jax.Array, kept: int) -> jax.Array:
-  """Where the `kept` chosen entries of each block stand, in rising order, int32."""
-  so_far = jnp.cumsum(chosen, axis=-1, dtype=jnp.int16)
-  last = chosen.shape[-1] - 1
-  wanted = jnp.arange(1, kept + 1, dtype=jnp.int16)[None, None]
-  bits = last.bit_length()
-
-  def with_bit(i, position):  # the number of entries before which too few are chosen
-    raised = position + (1 << (bits - 1 - i))
-    return jnp.where(_take(so_far, jnp.minimum(raised - 1, last)) < wanted, raised, position)
-
-  start = jnp.zeros_like(so_far[..., :kept], dtype=jnp.int32)
-  return jax.lax.fori_loop(0, bits, with_bit, start)
-
-
-def _take(blocks: jax.Array, where: jax.Array) -> jax.Array:
-  return jax.vmap(jax.vmap(lambda block, i: block[i]))(blocks, where)
+  return jnp.where(chosen, 0, a), leaf
 
 
 # The moments: sums over the window.
@@ -460,7 +371,7 @@ def _direction(
 
 
 def _moments(
-  indices: jax.Array, values: jax.Array, blocks: _Blocks, before: jax.Array, b1: Any, b2: Any
+  indices: jax.Array, values: jax.Array, blocks: _window.Blocks, before: jax.Array, b1: Any, b2: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Sums of the window's rows and of their squares by age, `[leading, count, size]`."""
   m = indices.shape[1]

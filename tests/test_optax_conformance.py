@@ -64,9 +64,12 @@ FITTED = {
   "gam_sam": "gam_sam(rho=0.01, alpha=0.1, rho_sam=0.001) | sgd(5e-4)",
   "gradient_regularization": "gradient_regularization(gamma=1e-4, eps=0.01) | sgd(5e-4)",
   "gravity": "gravity(1.0)",
+  "low_rank_mfac": "low_rank_mfac(m=4, rank=2, damp=100.0) | sgd(0.05)",
   "optimistic_omd": "optimistic_omd(5e-4)",
   "orthonormal": "orthonormal(strength=1e-4) | sgd(5e-4)",
   "sam": "sam(rho=0.001) | sgd(5e-4)",
+  "sparse_ggt": "sparse_ggt(m=4, density=0.5, eps=100.0) | sgd(0.05)",
+  "sparse_mfac": "sparse_mfac(m=4, density=0.5, damp=100.0) | sgd(0.05)",
 }
 """Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
 

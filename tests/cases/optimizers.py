@@ -378,4 +378,44 @@ ROWS = [
     },
     xfail={"bfloat16": "window and ranges are bfloat16 for all parameters, as in the paper"},
   ),
+  OptimizerRow(
+    "sparse_mfac(m=4, density=0.25, damp=0.1, block_size=16) | sgd(0.05)",
+    limits=(
+      ("sparse_mfac(m=3, density=1, damp=1e9) | scale(1e9)", "identity()"),
+      ("sparse_mfac(m=3, density=1, block_size=3)", "sparse_mfac(m=3, density=1)"),
+    ),
+    bad={
+      "sparse_mfac(m=0)": "m must be a whole number of at least 1, got 0",
+      "sparse_mfac(density=0)": "density must be a number in (0, 1], got 0",
+      "sparse_mfac(damp=0)": "damp must be above 0, got 0",
+      "sparse_mfac(block_size=0)": "block_size must be a whole number of at least 1, got 0",
+      "sparse_mfac(window_dtype='int8')": "window_dtype must be one of ['bfloat16', 'float32'],",
+      "sparse_mfac(shards=0)": "shards must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
+    "sparse_ggt(m=4, density=0.25) | sgd(0.2)",
+    limits=(("sparse_ggt(m=3, density=1, eps=1e9) | scale(1e9)", "identity()"),),
+    bad={
+      "sparse_ggt(m=0)": "m must be a whole number of at least 1, got 0",
+      "sparse_ggt(density=1.5)": "density must be a number in (0, 1], got 1.5",
+      "sparse_ggt(eps=0)": "eps must be above 0, got 0",
+      "sparse_ggt(jitter=-1)": "jitter must be at least 0, got -1",
+      "sparse_ggt(block_size=0.5)": "block_size must be a whole number of at least 1, got 0.5",
+      "sparse_ggt(window_dtype='int8')": "window_dtype must be one of ['bfloat16', 'float32'],",
+      "sparse_ggt(shards=0)": "shards must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
+    "low_rank_mfac(m=4, rank=2, damp=0.1) | sgd(0.05)",
+    limits=(
+      ("low_rank_mfac(m=3, rank=8, damp=0.1)", "sparse_mfac(m=3, density=1, damp=0.1)"),
+      ("low_rank_mfac(m=3, rank=8, damp=1e9) | scale(1e9)", "identity()"),
+    ),
+    bad={
+      "low_rank_mfac(m=0)": "m must be a whole number of at least 1, got 0",
+      "low_rank_mfac(rank=0)": "rank must be a whole number of at least 1, got 0",
+      "low_rank_mfac(damp=0)": "damp must be above 0, got 0",
+    },
+  ),
 ]
