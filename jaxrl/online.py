@@ -65,7 +65,11 @@ def linear(slopes: Any) -> Stream:
     [[1. 0.]
      [0. 2.]]
   """
-  return Stream(optax.tree.vdot, slopes)
+
+  def loss(params, slope):
+    return jnp.asarray(optax.tree.vdot(params, slope))
+
+  return Stream(loss, slopes)
 
 
 def quadratic(targets: Any, curvature: float = 1.0) -> Stream:

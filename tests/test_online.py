@@ -83,12 +83,9 @@ def test_adaptive_regret_is_the_largest_of_the_strongly_adaptive_ones(losses, co
 
 
 def test_regrets_keep_their_digits_on_long_streams():
-  losses = 1e4 + np.random.default_rng(0).normal(size=20_000)
-  comparators = losses - 0.5
-  with jax.enable_x64(True):
-    exact = online.static_regret(losses, comparators)
-  narrow = online.static_regret(losses.astype(np.float32), comparators.astype(np.float32))
-  np.testing.assert_allclose(narrow[-1], exact[-1], rtol=1e-3)
+  losses = 1e4 + jnp.arange(20_000) % 3
+  regret = online.static_regret(losses, losses - 0.5)
+  np.testing.assert_allclose(regret[-1], 1e4, rtol=1e-5)
 
 
 def test_regrets_can_be_compiled_and_vmapped(losses, comparators):
@@ -99,14 +96,14 @@ def test_regrets_can_be_compiled_and_vmapped(losses, comparators):
 
 
 def with_extras(seen):
-  """Gradient descent that shows what else it was given."""
+  """Gradient descent that checks what else it is given; where there are hints it adds them."""
 
-  def update(updates, state, params=None, *, value, grad, value_fn, hint=None, **extra_args):
-    del extra_args
-    seen.append(hint is not None)
-    checked = jnp.where(value == value_fn(params), 1.0, jnp.nan)
-    step = -0.5 * checked * grad if hint is None else hint
-    return step, state
+  def update(updates, state, params=None, **extras):
+    del updates
+    seen.append("hint" in extras)
+    right = extras["value"] == extras["value_fn"](params)
+    step = extras.get("hint", -0.5 * extras["grad"])
+    return jnp.where(right, step, jnp.nan), state
 
   return optax.GradientTransformationExtraArgs(lambda params: (), update)
 

@@ -59,12 +59,19 @@ RATE = "5e-4"
 FITTED = {
   "adam_coordinate_clip": "adam_coordinate_clip(0.02, fraction=0.1)",
   "amp": "amp(epsilon=0.001) | sgd(5e-4)",
+  "dual_averaging": "dual_averaging(5e-4)",
+  "extragradient": "extragradient(5e-4)",
+  "frank_wolfe": "frank_wolfe(1e-4, domain=l2_ball(2.0))",
   "gam": "gam(rho=0.01, rho_prime=0.001) | sgd(5e-4)",
   "gam_exact": "gam_exact(rho=0.01, alpha=0.1) | sgd(5e-4)",
   "gam_sam": "gam_sam(rho=0.01, alpha=0.1, rho_sam=0.001) | sgd(5e-4)",
   "gradient_regularization": "gradient_regularization(gamma=1e-4, eps=0.01) | sgd(5e-4)",
   "gravity": "gravity(1.0)",
+  "mirror_descent": "mirror_descent(5e-4)",
+  "optimistic_ensemble": "optimistic_ensemble(1.0, diameter=1.0, bound=1.0, smoothness=250.0,"
+  " steps=30000, bases=2)",
   "optimistic_omd": "optimistic_omd(5e-4)",
+  "optimistic_ons": "optimistic_ons(5e-4, diameter=1.0, bound=1.0, alpha=1e-9)",
   "orthonormal": "orthonormal(strength=1e-4) | sgd(5e-4)",
   "sam": "sam(rho=0.001) | sgd(5e-4)",
 }
