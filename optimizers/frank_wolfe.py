@@ -88,7 +88,7 @@ def frank_wolfe(
   def rate(count, gap, size):
     if smoothness is not None:  # gap / size / size: squares would overflow
       return jnp.minimum(1, reduce.ratio(reduce.ratio(gap, size), smoothness * size))
-    return 2 / (count + 2) if learning_rate is None else at(learning_rate, count)
+    return 2.0 / (count + 2.0) if learning_rate is None else at(learning_rate, count)
 
   def init_fn(params):
     del params
@@ -99,7 +99,7 @@ def frank_wolfe(
     check.params("frank_wolfe", params)
     gradient = jax.tree.map(wide, updates)
     direction = optax.tree.sub(lowest(gradient), jax.tree.map(wide, params))
-    gap = -optax.tree.vdot(gradient, direction)
+    gap = jnp.negative(optax.tree.vdot(gradient, direction))
     step = scaled(rate(state.count, gap, norm(direction)), direction)
     updates = jax.tree.map(lambda d, p: d.astype(p.dtype), step, params)
     metrics = {"gap": jnp.asarray(gap, jnp.float32)}

@@ -113,7 +113,7 @@ def optimistic_omd(
     -1.0
   """
   check.at_least("learning_rate", learning_rate, 0)
-  if isinstance(learning_rate, tuple):
+  if issubclass(type(learning_rate), tuple):
     check.record("learning_rate", learning_rate, StepSize)
   mirror = euclidean() if mirror is None else mirror
   check.record("mirror", mirror, MirrorMap)
@@ -406,6 +406,8 @@ def _hint(method: str, kind: str, gradient: Any, extra_args: dict[str, Any]) -> 
 
 def _turned(factor: jax.Array, vector: jax.Array) -> jax.Array:
   """The triangle of R^T R + v v^T, by Givens rotations of v into R row by row."""
+  if not vector.size:
+    return factor
 
   def rotate(k, carry):
     factor, vector = carry

@@ -137,6 +137,8 @@ ROWS = [
   ),
   OptimizerRow(
     "optimistic_omd(sea_adahedge(2.0), mirror=p_norm(1.5, radius=20.0))",
+    tolerance=10,
+    why="roots and powers lose digits in float32",
     bad={"optimistic_omd(sea_adahedge(0))": "diameter must be above 0, got 0"},
   ),
   OptimizerRow(
@@ -148,6 +150,8 @@ ROWS = [
   ),
   OptimizerRow(
     "optimistic_ons(1.0, diameter=8.0, bound=1.0, alpha=0.1, projection=l2_ball(4.0))",
+    tolerance=30,
+    why="the search for the projection ends within a few roundings of float32",
     limits=(
       ("optimistic_ons(0, diameter=1.0, bound=1.0)", "set_to_zero()"),
       ("optimistic_ons(0.1, diameter=1.0, bound=1.0, alpha=1e-9)", "optimistic_omd(0.1)"),
@@ -179,7 +183,7 @@ ROWS = [
       "optimistic_ensemble(diameter=1, bound=1, smoothness=0)": "smoothness must be above 0, got 0",
       "optimistic_ensemble(diameter=1, bound=1, smoothness=1, steps=0)": "steps must be a whole",
       "optimistic_ensemble(diameter=1, bound=1, smoothness=1, bases=0)": "bases must be a whole",
-      "optimistic_ensemble(diameter=1, bound=1, smoothness=1, projection=1)": "must be a Projection",
+      "optimistic_ensemble(diameter=1, bound=1, smoothness=1, projection=1)": "be a Projection",
     },
   ),
   OptimizerRow(
@@ -223,13 +227,13 @@ ROWS = [
       "frank_wolfe(domain=1)": "domain must be a Projection, got 1",
       "frank_wolfe(domain=non_negative())": "domain must have a lowest point along every direction",
       "frank_wolfe(domain=l1_ball(), smoothness=0)": "smoothness must be above 0, got 0",
-      "frank_wolfe(1, domain=l1_ball(), smoothness=1)": "smoothness must be None where learning_rate",
+      "frank_wolfe(1, domain=l1_ball(), smoothness=1)": "smoothness must be None where",
     },
   ),
   OptimizerRow(
     "frank_wolfe(domain=simplex(), smoothness=1.0)",
     params="simplex",
-    limits=(("mirror_descent(0.1, entropy())", "dual_averaging(0.1, entropy())"),),
+    limits=(("frank_wolfe(0, domain=simplex())", "set_to_zero()"),),
   ),
   OptimizerRow(
     "egn(0.5)",
