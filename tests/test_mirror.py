@@ -59,7 +59,7 @@ def test_projections_are_nearest_in_the_euclidean_and_in_other_norms(name):
       np.testing.assert_allclose(plain, expected, atol=1e-6)
       warped = search(jnp.asarray(point), jnp.asarray(matrix))
       expected = quadratic_minimiser(matrix, matrix @ point, constraints, np.asarray(plain))
-      np.testing.assert_allclose(warped, expected, atol=1e-5)
+      np.testing.assert_allclose(warped, expected, atol=5e-5)  # scipy's digits at corners
       np.testing.assert_allclose(search(plain, jnp.asarray(matrix)), plain, atol=1e-12)
 
 
@@ -95,10 +95,17 @@ def test_lowest_points_are_in_the_domain_and_below_all_others(name):
 
 def test_domains_of_all_parameters_together_see_the_whole_tree():
   tree = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(-4.0)}
-  np.testing.assert_allclose(l2_ball(1.0).nearest(tree)["b"], -0.8, rtol=1e-6)
-  np.testing.assert_allclose(l1_ball(1.0).nearest(tree)["a"], [0, 0], atol=1e-6)
-  assert l1_ball(1.0).lowest(tree)["b"] == 1 and not np.any(l1_ball(1.0).lowest(tree)["a"])
-  rows = simplex().nearest(jnp.array([[0.2, 0.8], [3.0, 0.0]]))
+  ball, polytope = l2_ball(1.0), l1_ball(1.0)
+
+  @quick_jit
+  def points(tree):
+    return ball.nearest(tree), polytope.nearest(tree), polytope.lowest(tree)
+
+  round_one, flat_one, vertex = points(tree)
+  np.testing.assert_allclose(round_one["b"], -0.8, rtol=1e-6)
+  np.testing.assert_allclose(flat_one["a"], [0, 0], atol=1e-6)
+  assert vertex["b"] == 1 and not np.any(vertex["a"])
+  rows = quick_jit(simplex().nearest)(jnp.array([[0.2, 0.8], [3.0, 0.0]]))
   np.testing.assert_allclose(rows, [[0.2, 0.8], [1, 0]], atol=1e-6)
 
 
