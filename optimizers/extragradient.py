@@ -66,7 +66,9 @@ def extragradient(
     In a game, :math:`F` stacks each player's gradient of its own loss. It is the gradient of
     the sum of all losses with the others' parameters under `jax.lax.stop_gradient`: pass that
     as `value_fn`.
-    Averaging suits convex losses and games; networks are better off without.
+    Averaging suits convex losses and games; networks are better off without. Along a curvature
+    :math:`\lambda` a step multiplies by :math:`1 - \eta \lambda + \eta^2 \lambda^2`: it
+    diverges from :math:`\eta = 1 / \lambda` on, gradient descent only from twice that.
 
   References:
     [271] Bubeck, "Convex Optimization: Algorithms and Complexity", 2015, arXiv:1405.4980

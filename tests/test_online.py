@@ -140,11 +140,11 @@ def test_players_and_streams_take_trees():
 
 
 def test_the_variation_of_a_sea_stream_is_that_of_its_draws():
-  angles = jnp.arange(2000) / 10
-  means = jnp.stack([jnp.cos(angles), jnp.sin(angles), 0 * angles], axis=1)
+  angles = np.arange(2000) / 10
+  means = jnp.asarray(np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1), jnp.float32)
   slopes = online.sea_slopes(jax.random.key(0), means, 0.3)
   variation = online.sea_variation(means, 0.3)
-  squares = np.cumsum(np.sum((slopes - means) ** 2, axis=1))
+  squares = np.cumsum(np.sum(np.asarray(slopes - means) ** 2, axis=1))
   np.testing.assert_allclose(variation.stochastic[-1], squares[-1], rtol=0.05)
   close(variation.adversarial, (2 * np.sin(0.05)) ** 2 * np.arange(2000))
 
