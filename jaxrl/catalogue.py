@@ -42,6 +42,7 @@ _KIND_OF_RETURN = {
   "MirrorMap": "mirror map",
   "Projection": "projection",
   "Mask": "mask",
+  "StepSize": "step size",
   "Reparameterization": "reparameterization",
 }
 

@@ -59,13 +59,20 @@ RATE = "5e-4"
 FITTED = {
   "adam_coordinate_clip": "adam_coordinate_clip(0.02, fraction=0.1)",
   "amp": "amp(epsilon=0.001) | sgd(5e-4)",
+  "dual_averaging": "dual_averaging(5e-4)",
+  "extragradient": "extragradient(5e-4)",
+  "frank_wolfe": "frank_wolfe(5e-4, domain=l2_ball(6.0))",
   "gam": "gam(rho=0.01, rho_prime=0.001) | sgd(5e-4)",
   "gam_exact": "gam_exact(rho=0.01, alpha=0.1) | sgd(5e-4)",
   "gam_sam": "gam_sam(rho=0.01, alpha=0.1, rho_sam=0.001) | sgd(5e-4)",
   "gradient_regularization": "gradient_regularization(gamma=1e-4, eps=0.01) | sgd(5e-4)",
   "gravity": "gravity(1.0)",
   "low_rank_mfac": "low_rank_mfac(m=4, rank=2, damp=100.0) | sgd(0.05)",
+  "mirror_descent": "mirror_descent(5e-4)",
+  "optimistic_ensemble": "optimistic_ensemble(1.0, diameter=1.0, bound=1.0, smoothness=250.0,"
+  " steps=30000, bases=2)",
   "optimistic_omd": "optimistic_omd(5e-4)",
+  "optimistic_ons": "optimistic_ons(5e-4, diameter=1.0, bound=1.0, alpha=1e-9)",
   "orthonormal": "orthonormal(strength=1e-4) | sgd(5e-4)",
   "sam": "sam(rho=0.001) | sgd(5e-4)",
   "sparse_ggt": "sparse_ggt(m=4, density=0.5, eps=100.0) | sgd(0.05)",
@@ -75,6 +82,7 @@ FITTED = {
 
 FAILS = {
   ("booster", "*"): "takes rows of a batch, and these losses have none",
+  ("frank_wolfe", "test_optimizers1"): "steps of constant length go to and fro across the valley",
   ("gravity", "test_optimizers1"): "divides the gradients on the valley's walls by their squares",
   ("micro_adam", "test_optimizers[0-3]"): "steps of the size of the rate 0.02, and decay",
   ("perp_grad", "test_optimizers[0-3]"): "turns around the origin and can't reach every minimum",

@@ -99,13 +99,142 @@ ROWS = [
   ),
   OptimizerRow(
     "optimistic_omd(0.1, mirror=euclidean())",
-    limits=(("optimistic_omd(0)", "set_to_zero()"),),
+    limits=(
+      ("optimistic_omd(0)", "set_to_zero()"),
+      ("optimistic_omd(0.1, hint='none')", "mirror_descent(0.1)"),
+      ("optimistic_omd(0.1, p_norm(2.0))", "optimistic_omd(0.1)"),
+      ("optimistic_omd(0.2, mahalanobis(2.0))", "optimistic_omd(0.1)"),
+    ),
     bad={
       "optimistic_omd(-1)": "learning_rate must be at least 0, got -1",
+      "optimistic_omd(euclidean())": "learning_rate must be a StepSize, got MirrorMap(",
       "optimistic_omd(0.1, mirror=1)": "mirror must be a MirrorMap, got 1",
+      "optimistic_omd(0.1, hint='next')": "hint must be one of ['external', 'last', 'none'], got",
+      "optimistic_omd(0.1, euclidean(1))": "projection must be a Projection, got 1",
+      "optimistic_omd(0.1, p_norm(1))": "p must be above 1, got 1",
+      "optimistic_omd(0.1, p_norm(3))": "p must be in [1, 2], got 3",
+      "optimistic_omd(0.1, p_norm(2, 0))": "radius must be above 0, got 0",
+      "optimistic_omd(0.1, mahalanobis(0))": "matrix must be positive definite, got eigenvalues",
+      "optimistic_omd(0.1, mahalanobis([[1, 2], [0, 1]]))": "matrix must be symmetric, got",
     },
   ),
   OptimizerRow("optimistic_omd(0.1, mirror=entropy())", params="simplex"),
+  OptimizerRow(
+    "optimistic_omd(sea_convex(8.0, 2.0), mirror=euclidean(l2_ball(4.0)))",
+    limits=(
+      ("optimistic_omd(sea_convex(1.0, 0.0, 1e12))", "optimistic_omd(1e-6)"),
+      (
+        "optimistic_omd(sea_convex(8.0, 2.0), euclidean(l2_ball(1e6)))",
+        "optimistic_omd(sea_convex(8.0, 2.0))",
+      ),
+    ),
+    bad={
+      "optimistic_omd(sea_convex(0, 1))": "diameter must be above 0, got 0",
+      "optimistic_omd(sea_convex(1, -1))": "bound must be at least 0, got -1",
+      "optimistic_omd(sea_convex(1, 1, 0))": "delta must be above 0, got 0",
+      "optimistic_omd(0.1, euclidean(l2_ball(0)))": "radius must be above 0, got 0",
+    },
+  ),
+  OptimizerRow(
+    "optimistic_omd(sea_adahedge(2.0), mirror=p_norm(1.5, radius=20.0))",
+    tolerance=10,
+    why="roots and powers lose digits in float32",
+    bad={"optimistic_omd(sea_adahedge(0))": "diameter must be above 0, got 0"},
+  ),
+  OptimizerRow(
+    "optimistic_omd(sea_strongly_convex(4.0), mahalanobis(2.0, box(-4.0, 4.0)), hint='none')",
+    bad={
+      "optimistic_omd(sea_strongly_convex(0))": "lam must be above 0, got 0",
+      "optimistic_omd(0.1, euclidean(box(1, 0)))": "upper must be at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
+    "optimistic_ons(1.0, diameter=8.0, bound=1.0, alpha=0.1, projection=l2_ball(4.0))",
+    tolerance=30,
+    why="the search for the projection ends within a few roundings of float32",
+    limits=(
+      ("optimistic_ons(0, diameter=1.0, bound=1.0)", "set_to_zero()"),
+      ("optimistic_ons(0.1, diameter=1.0, bound=1.0, alpha=1e-9)", "optimistic_omd(0.1)"),
+    ),
+    bad={
+      "optimistic_ons(-1, diameter=1, bound=1)": "learning_rate must be at least 0, got -1",
+      "optimistic_ons(diameter=0, bound=1)": "diameter must be above 0, got 0",
+      "optimistic_ons(diameter=1, bound=0)": "bound must be above 0, got 0",
+      "optimistic_ons(diameter=1, bound=1, alpha=0)": "alpha must be above 0, got 0",
+      "optimistic_ons(diameter=1, bound=1, hint='own')": "hint must be one of ['external', 'last',",
+      "optimistic_ons(diameter=1, bound=1, projection=1)": "projection must be a Projection, got 1",
+      "optimistic_ons(diameter=1, bound=1, max_size=0)": "max_size must be a whole number of at",
+    },
+  ),
+  OptimizerRow(
+    "optimistic_ensemble(1.0, diameter=8.0, bound=1.0, smoothness=1.0, steps=50, bases=3,"
+    " projection=l2_ball(4.0))",
+    limits=(
+      ("optimistic_ensemble(0, diameter=8.0, bound=1.0, smoothness=1.0)", "set_to_zero()"),
+      (
+        "optimistic_ensemble(diameter=8.0, bound=1.0, smoothness=1.25, bases=1)",
+        "optimistic_omd(0.1)",
+      ),
+    ),
+    bad={
+      "optimistic_ensemble(-1, diameter=1, bound=1, smoothness=1)": "learning_rate must be at",
+      "optimistic_ensemble(diameter=0, bound=1, smoothness=1)": "diameter must be above 0, got 0",
+      "optimistic_ensemble(diameter=1, bound=0, smoothness=1)": "bound must be above 0, got 0",
+      "optimistic_ensemble(diameter=1, bound=1, smoothness=0)": "smoothness must be above 0, got 0",
+      "optimistic_ensemble(diameter=1, bound=1, smoothness=1, steps=0)": "steps must be a whole",
+      "optimistic_ensemble(diameter=1, bound=1, smoothness=1, bases=0)": "bases must be a whole",
+      "optimistic_ensemble(diameter=1, bound=1, smoothness=1, projection=1)": "be a Projection",
+    },
+  ),
+  OptimizerRow(
+    "mirror_descent(0.1)",
+    limits=(("mirror_descent(0.1)", "sgd(0.1)"), ("mirror_descent(0)", "set_to_zero()")),
+    bad={
+      "mirror_descent(-1)": "learning_rate must be at least 0, got -1",
+      "mirror_descent(0.1, mirror=1)": "mirror must be a MirrorMap, got 1",
+    },
+  ),
+  OptimizerRow("mirror_descent(0.1, mirror=euclidean(non_negative()))"),
+  OptimizerRow(
+    "dual_averaging(0.1)",
+    limits=(("dual_averaging(0.1)", "sgd(0.1)"), ("dual_averaging(0)", "set_to_zero()")),
+    bad={
+      "dual_averaging(-1)": "learning_rate must be at least 0, got -1",
+      "dual_averaging(0.1, mirror=1)": "mirror must be a MirrorMap, got 1",
+    },
+  ),
+  OptimizerRow(
+    "dual_averaging(0.1, mirror=euclidean(l1_ball(8.0)))",
+    bad={"dual_averaging(0.1, euclidean(l1_ball(0)))": "radius must be above 0, got 0"},
+  ),
+  OptimizerRow(
+    "extragradient(0.1)",
+    evaluations=1,
+    limits=(
+      ("extragradient(0)", "set_to_zero()"),
+      ("extragradient(0.1)", "extragradient(0.1, p_norm(2.0), average=False)"),
+    ),
+    bad={
+      "extragradient(-1)": "learning_rate must be at least 0, got -1",
+      "extragradient(0.1, mirror=1)": "mirror must be a MirrorMap, got 1",
+    },
+  ),
+  OptimizerRow(
+    "frank_wolfe(0.05, domain=l1_ball(8.0))",
+    limits=(("frank_wolfe(0, domain=l1_ball(8.0))", "set_to_zero()"),),
+    bad={
+      "frank_wolfe(2, domain=l1_ball())": "learning_rate must be in [0, 1], got 2",
+      "frank_wolfe(domain=1)": "domain must be a Projection, got 1",
+      "frank_wolfe(domain=non_negative())": "domain must have a lowest point along every direction",
+      "frank_wolfe(domain=l1_ball(), smoothness=0)": "smoothness must be above 0, got 0",
+      "frank_wolfe(1, domain=l1_ball(), smoothness=1)": "smoothness must be None where",
+    },
+  ),
+  OptimizerRow(
+    "frank_wolfe(domain=simplex(), smoothness=1.0)",
+    params="simplex",
+    limits=(("frank_wolfe(0, domain=simplex())", "set_to_zero()"),),
+  ),
   OptimizerRow(
     "egn(0.5)",
     evaluations=1,
