@@ -125,7 +125,7 @@ def optimistic_ogd(
 
 
 def scale_free_ogd(
-  radius: float, learning_rate: float | optax.Schedule = 1.0
+  learning_rate: float | optax.Schedule = 1.0, *, radius: float
 ) -> optax.GradientTransformationExtraArgs:
   r"""Online gradient descent in a ball, whose steps follow the gradients' size.
 
@@ -135,9 +135,9 @@ def scale_free_ogd(
   Multiplying all gradients by a constant changes nothing.
 
   Args:
-    radius: :math:`R` of the ball around the origin, above 0.
     learning_rate: the factor :math:`c`, at least 0, or a schedule of the step count; 1 is best
       in theory.
+    radius: :math:`R` of the ball around the origin, above 0.
 
   Returns:
     A recipe whose `update` needs `params`.
@@ -152,7 +152,7 @@ def scale_free_ogd(
 
   Example:
     >>> import jax.numpy as jnp
-    >>> optimizer, w = scale_free_ogd(radius=5.0, learning_rate=0.5**0.5), jnp.zeros(2)
+    >>> optimizer, w = scale_free_ogd(0.5**0.5, radius=5.0), jnp.zeros(2)
     >>> updates, _ = optimizer.update(jnp.array([-600.0, 800.0]), optimizer.init(w), w)
     >>> print(jnp.round(w + updates, 4))
     [ 3. -4.]

@@ -106,8 +106,8 @@ def online_to_nonconvex(
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
     check.params("online_to_nonconvex", params)
-    share = 1 / (1 + jnp.asarray(state.count) % epoch)
-    average = mixed(state.average, wide(params), share)
+    number = jnp.asarray(1 + jnp.asarray(state.count) % epoch, float)
+    average = mixed(state.average, wide(params), 1 / number)
     moves, inner = learner.update(wide(updates), state.inner, state.step)
     step = optax.apply_updates(state.step, moves)
 

@@ -166,10 +166,9 @@ def u_dog(
 
 
 def unixgrad(
-  diameter: float,
   learning_rate: float | optax.Schedule = 1.0,
   *,
-  radius: float | None = None,
+  diameter: float,
 ) -> optax.GradientTransformationExtraArgs:
   r"""An extragradient method that adapts to smoothness and noise, given the domain's size.
 
@@ -186,11 +185,10 @@ def unixgrad(
   It is a whole recipe, as `u_dog` is.
 
   Args:
-    diameter: :math:`D`, above 0: that of the domain, or a guess of twice the distance to go.
     learning_rate: the factor :math:`c`, at least 0, or a schedule of the step count; 1 in the
       paper.
-    radius: of the ball around the start onto which :math:`\Pi` projects, above 0. The theory
-      wants `radius = diameter / 2`; by default there is none.
+    diameter: :math:`D`, above 0, of the domain, a ball around the start onto which :math:`\Pi`
+      projects: at least twice the distance to go.
 
   Returns:
     A recipe whose `update` needs `params` and `value_fn`, the loss of this step's batch.
@@ -208,17 +206,16 @@ def unixgrad(
   Example:
     >>> import jax, jax.numpy as jnp
     >>> loss = lambda w: 0.5 * jnp.sum((w - 3) ** 2)
-    >>> optimizer, w = unixgrad(10.0), jnp.zeros(2)
+    >>> optimizer, w = unixgrad(diameter=10.0), jnp.zeros(2)
     >>> state = optimizer.init(w)
-    >>> for _ in range(100):
+    >>> for _ in range(50):
     ...   updates, state = optimizer.update(jax.grad(loss)(w), state, w, value_fn=loss)
     ...   w = w + updates
     >>> print(jnp.round(eval_params(state, w), 1))
     [3. 3.]
   """
-  check.above("diameter", diameter, 0)
   check.at_least("learning_rate", learning_rate, 0)
-  check.above("radius", radius, 0)
+  check.above("diameter", diameter, 0)
 
   def init_fn(params):
     start = wide(params)
@@ -237,7 +234,7 @@ def unixgrad(
 
     def step(gradient):
       scale = _over(2 * c * diameter * t, root_of_squares(1.0, state.variation))
-      return clipped(stepped(state.y, scale, gradient), radius)
+      return clipped(stepped(state.y, scale, gradient), diameter / 2)
 
     # The share of t among 1 + ... + t, and after this step that of t + 1 among one more.
     x = step(m)

@@ -162,7 +162,7 @@ ROWS = [
     },
   ),
   OptimizerRow(
-    "u_dog(reps_rel=0.01)",
+    "u_dog(1.0, reps_rel=0.01)",
     evaluations=1,
     limits=(
       ("u_dog(0)", "set_to_zero()"),
@@ -176,16 +176,12 @@ ROWS = [
     },
   ),
   OptimizerRow(
-    "unixgrad(3.0, radius=1.5)",
+    "unixgrad(1.0, diameter=3.0)",
     evaluations=1,
-    limits=(
-      ("unixgrad(3.0, 0)", "set_to_zero()"),
-      ("unixgrad(3.0, radius=1e6)", "unixgrad(3.0)"),
-    ),
+    limits=(("unixgrad(0, diameter=3.0)", "set_to_zero()"),),
     bad={
-      "unixgrad(0)": "diameter must be above 0, got 0",
-      "unixgrad(1.0, -1)": "learning_rate must be at least 0, got -1",
-      "unixgrad(1.0, radius=0)": "radius must be above 0, got 0",
+      "unixgrad(diameter=0)": "diameter must be above 0, got 0",
+      "unixgrad(-1, diameter=1.0)": "learning_rate must be at least 0, got -1",
     },
   ),
   OptimizerRow(
@@ -225,10 +221,10 @@ ROWS = [
     },
   ),
   OptimizerRow(
-    "scale_free_ogd(radius=8.0, learning_rate=0.1)",
+    "scale_free_ogd(0.1, radius=8.0)",
     bad={
-      "scale_free_ogd(0)": "radius must be above 0, got 0",
-      "scale_free_ogd(1.0, -1)": "learning_rate must be at least 0, got -1",
+      "scale_free_ogd(radius=0)": "radius must be above 0, got 0",
+      "scale_free_ogd(-1, radius=1.0)": "learning_rate must be at least 0, got -1",
     },
   ),
   OptimizerRow(
