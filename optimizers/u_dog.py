@@ -1,4 +1,4 @@
-"""U-DoG and UniXGrad: accelerated descent with two gradients a step and no step size."""
+"""U-DoG and UniXGrad: accelerated descent by pairs of gradients, and without a step size."""
 
 from typing import Any, NamedTuple
 
@@ -11,29 +11,31 @@ from jaxrl import check
 from ._online import clipped, mixed, norm, rate_at, root_of_squares, stepped
 from ._sharpness import wide
 
-replaces_gradient = True
-
 
 class UDogState(NamedTuple):
   """State of `u_dog`; points are kept as their displacements from the start.
 
   Attributes:
-    count: updates so far.
+    count: updates so far, two a pair.
     start: the parameters at the start.
     y: the leading point.
     average: the answer, u.
+    m: the first gradient of this pair.
     distance: the largest so far from the start, of x and y.
+    reached: the same with the x of this pair.
     weight: of the coming step, the sum of all distances.
     total: the sum of all weights, the coming one included.
     first: norm of the first gradient.
-    variation: root of the weighted squared differences of both gradients.
+    variation: root of the weighted squared differences within pairs.
   """
 
   count: jax.typing.ArrayLike
   start: Any
   y: Any
   average: Any
+  m: Any
   distance: jax.Array
+  reached: jax.Array
   weight: jax.Array
   total: jax.Array
   first: jax.Array
@@ -47,6 +49,7 @@ class UnixgradState(NamedTuple):
   start: Any
   y: Any
   average: Any
+  m: Any
   variation: jax.Array
 
 
@@ -59,16 +62,16 @@ def u_dog(
 ) -> optax.GradientTransformationExtraArgs:
   r"""UniXGrad whose step sizes are the distance covered so far over the gradients' variation.
 
-  The parameters are :math:`z_t`, at which :math:`m_t` was taken, and the answer, `eval_params`,
-  is the average :math:`u_t`. From :math:`x_0 = y_0 = z_0` and
+  The parameters are :math:`z_t`, at which :math:`m_t` is taken, and :math:`u_t`, at which
+  :math:`g_t` is, in turn: two updates, each with a batch of its own, are one iteration. The
+  answer, `eval_params`, is the average u. From :math:`x_0 = y_0 = z_0` and
   :math:`\bar r_0 = \mathrm{reps\_rel} (1 + \|x_0\|)`, for t = 0, 1, ...,
 
   .. math::
     \omega_t &= \textstyle\sum_{k \le t} \bar r_k, \qquad \alpha_t = \omega_t / \bar r_t, \qquad
     z_t = \frac{\omega_t y_t + \sum_{k < t} \omega_k x_{k+1}}{\sum_{k \le t} \omega_k} \\
     x_{t+1} &= \Pi\Big( y_t - c \frac{\omega_t}{\sqrt{G_t}} m_t \Big), \qquad
-    u_t = \frac{\sum_{k \le t} \omega_k x_{k+1}}{\sum_{k \le t} \omega_k}, \qquad
-    g_t = \nabla f(u_t) \\
+    u_t = \frac{\sum_{k \le t} \omega_k x_{k+1}}{\sum_{k \le t} \omega_k} \\
     y_{t+1} &= \Pi\Big( y_t - c \frac{\omega_t}{\sqrt{G_{t+1}}} g_t \Big), \qquad
     \bar r_{t+1} = \max(\bar r_t, \|x_{t+1} - x_0\|, \|y_{t+1} - x_0\|) \\
     G_t &= \epsilon + \|m_0\|^2 + \textstyle\sum_{k < t} \alpha_k^2 \|g_k - m_k\|^2
@@ -77,7 +80,7 @@ def u_dog(
   around it in a chain would disturb the distances, as weight decay does.
 
   Args:
-    learning_rate: the factor :math:`c`, at least 0, or a schedule of the step count. The
+    learning_rate: the factor :math:`c`, at least 0, or a schedule of the count of updates. The
       method is made for 1.
     reps_rel: the first distance, relative to the parameters', above 0. Too small a one costs
       steps until the distance has grown; 1e-4 is advised for networks with batch normalisation.
@@ -86,20 +89,20 @@ def u_dog(
       there is none.
 
   Returns:
-    A recipe whose `update` needs `params` and `value_fn`, the loss of this step's batch.
+    A recipe whose `update` needs `params`.
 
   Raises:
     ValueError: an argument is out of range, or `update` was called without `params`.
-    TypeError: `update` was called without `value_fn`.
 
-  Cost: one gradient evaluation beyond the incoming one; 12 bytes a parameter.
+  Cost: no gradient evaluation; 16 bytes a parameter.
 
   Notes:
     A variant. Points, weights and the order of the steps are the paper's. Its sums :math:`G`
     are known to us by their order alone (each at least the one before, that of x before that
     of y); those above are a reconstruction, and others that keep the order ended within a few
-    per cent of them. Both gradients are of one batch, where the paper draws one for each.
-    Multiplying the loss by a constant changes nothing but what :math:`\epsilon` does.
+    per cent of them. Both gradients of one batch would not do: their noise is the same, cancels
+    in the difference, and the steps would not shrink by it. Multiplying the loss by a constant
+    changes nothing but what :math:`\epsilon` does.
 
   References:
     [196] Kreisler, Ivgi, Hinder, Carmon, "Accelerated Parameter-Free Stochastic Optimization",
@@ -112,8 +115,9 @@ def u_dog(
     >>> loss = lambda w: 50 * jnp.sum((w - 3) ** 2)
     >>> optimizer, w = u_dog(), jnp.zeros(2)
     >>> state = optimizer.init(w)
-    >>> for _ in range(50):
-    ...   updates, state = optimizer.update(jax.grad(loss)(w), state, w, value_fn=loss)
+    >>> update = jax.jit(optimizer.update)
+    >>> for _ in range(100):
+    ...   updates, state = update(jax.grad(loss)(w), state, w)
     ...   w = w + updates
     >>> print(jnp.round(eval_params(state, w), 2))
     [3. 3.]
@@ -129,38 +133,39 @@ def u_dog(
     nothing = jnp.zeros([], norm(start).dtype)
     distance = reps_rel * (1 + norm(start)) + nothing
     return UDogState(
-      *(jnp.zeros([], jnp.int32), start, zeros, zeros),
-      *(distance, distance, distance, nothing, nothing),
+      *(jnp.zeros([], jnp.int32), start, zeros, zeros, zeros),
+      *(distance, distance, distance, distance, nothing, nothing),
     )
 
-  def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
-    del extra_args
-    check.params("u_dog", params)
-    value_fn = check.value_fn("u_dog", value_fn)
-    c = rate_at(learning_rate, state.count)
-    m = wide(updates)
-    first = jnp.where(state.count == 0, norm(m), state.first)
+  def step(state, gradient, c):
+    root = root_of_squares(jnp.sqrt(eps), state.first, state.variation)
+    return clipped(stepped(state.y, _over(c * state.weight, root), gradient), radius)
 
-    def step(gradient, variation):
-      scale = _over(c * state.weight, root_of_squares(jnp.sqrt(eps), first, variation))
-      return clipped(stepped(state.y, scale, gradient), radius)
-
-    x = step(m, state.variation)
+  def first_of_pair(state, m, c):
+    state = state._replace(m=m, first=jnp.where(state.count == 0, norm(m), state.first))
+    x = step(state, m, c)
     average = mixed(state.average, x, state.weight / state.total)
-    g = wide(jax.grad(value_fn)(_from(state.start, average, params)))
-    alpha = state.weight / state.distance
-    difference = jax.tree.map(jnp.subtract, g, m)
-    variation = root_of_squares(state.variation, alpha * norm(difference))
-    y = step(g, variation)
+    reached = jnp.maximum(state.reached, norm(x))
+    return average, state._replace(average=average, reached=reached)
 
-    distance = jnp.maximum(state.distance, jnp.maximum(norm(x), norm(y)))
+  def second_of_pair(state, g, c):
+    gap = norm(jax.tree.map(jnp.subtract, g, state.m)) * state.weight / state.distance
+    state = state._replace(variation=root_of_squares(state.variation, gap))
+    y = step(state, g, c)
+    distance = jnp.maximum(state.reached, norm(y))
     weight = state.weight + distance
     total = state.total + weight
-    updates = _towards(state.start, mixed(average, y, weight / total), params)
-    count = optax.safe_increment(state.count)
-    return updates, UDogState(
-      *(count, state.start, y, average, distance, weight, total, first, variation)
-    )
+    state = state._replace(y=y, distance=distance, reached=distance, weight=weight, total=total)
+    return mixed(state.average, y, weight / total), state
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del extra_args
+    check.params("u_dog", params)
+    c = rate_at(learning_rate, state.count)
+    is_second = jnp.asarray(state.count) % 2 == 1
+    point, state = jax.lax.cond(is_second, second_of_pair, first_of_pair, state, wide(updates), c)
+    updates = _towards(state.start, point, params)
+    return updates, state._replace(count=optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -172,32 +177,32 @@ def unixgrad(
 ) -> optax.GradientTransformationExtraArgs:
   r"""An extragradient method that adapts to smoothness and noise, given the domain's size.
 
-  The parameters are :math:`z_t`, at which :math:`m_t` was taken, and the answer, `eval_params`,
-  is the average :math:`u_t`. From :math:`y_0 = z_1`, for t = 1, 2, ...,
+  The parameters are :math:`z_t`, at which :math:`m_t` is taken, and :math:`u_t`, at which
+  :math:`g_t` is, in turn, and the answer, `eval_params`, is the average u. From
+  :math:`y_0 = z_1`, for t = 1, 2, ...,
 
   .. math::
     z_t &= \frac{t y_{t-1} + \sum_{s<t} s x_s}{\sum_{s \le t} s}, \qquad
     \eta_t = \frac{2 c D}{\sqrt{1 + \sum_{s<t} s^2 \|g_s - m_s\|^2}} \\
     x_t &= \Pi(y_{t-1} - t \eta_t m_t), \qquad
-    u_t = \frac{\sum_{s \le t} s x_s}{\sum_{s \le t} s}, \qquad g_t = \nabla f(u_t), \qquad
+    u_t = \frac{\sum_{s \le t} s x_s}{\sum_{s \le t} s}, \qquad
     y_t = \Pi(y_{t-1} - t \eta_t g_t)
 
   It is a whole recipe, as `u_dog` is.
 
   Args:
-    learning_rate: the factor :math:`c`, at least 0, or a schedule of the step count; 1 in the
-      paper.
+    learning_rate: the factor :math:`c`, at least 0, or a schedule of the count of updates; 1 in
+      the paper.
     diameter: :math:`D`, above 0, of the domain, a ball around the start onto which :math:`\Pi`
       projects: at least twice the distance to go.
 
   Returns:
-    A recipe whose `update` needs `params` and `value_fn`, the loss of this step's batch.
+    A recipe whose `update` needs `params`.
 
   Raises:
     ValueError: an argument is out of range, or `update` was called without `params`.
-    TypeError: `update` was called without `value_fn`.
 
-  Cost: one gradient evaluation beyond the incoming one; 12 bytes a parameter.
+  Cost: no gradient evaluation; 16 bytes a parameter.
 
   References:
     Baseline: Kavis, Levy, Bach, Cevher, "UniXGrad: A Universal, Adaptive Algorithm with Optimal
@@ -208,8 +213,9 @@ def unixgrad(
     >>> loss = lambda w: 0.5 * jnp.sum((w - 3) ** 2)
     >>> optimizer, w = unixgrad(diameter=10.0), jnp.zeros(2)
     >>> state = optimizer.init(w)
-    >>> for _ in range(50):
-    ...   updates, state = optimizer.update(jax.grad(loss)(w), state, w, value_fn=loss)
+    >>> update = jax.jit(optimizer.update)
+    >>> for _ in range(100):
+    ...   updates, state = update(jax.grad(loss)(w), state, w)
     ...   w = w + updates
     >>> print(jnp.round(eval_params(state, w), 1))
     [3. 3.]
@@ -221,36 +227,39 @@ def unixgrad(
     start = wide(params)
     zeros = jax.tree.map(jnp.zeros_like, start)
     nothing = jnp.zeros([], norm(start).dtype)
-    return UnixgradState(jnp.zeros([], jnp.int32), start, zeros, zeros, nothing)
+    return UnixgradState(jnp.zeros([], jnp.int32), start, zeros, zeros, zeros, nothing)
 
-  def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
+  def step(state, t, gradient, c):
+    scale = 2 * c * diameter * t / root_of_squares(1.0, state.variation)
+    return clipped(stepped(state.y, scale, gradient), diameter / 2)
+
+  # The share of t among 1 + ... + t is 2 / (t + 1).
+  def first_of_pair(state, t, m, c):
+    average = mixed(state.average, step(state, t, m, c), 2 / (t + 1))
+    return average, state._replace(average=average, m=m)
+
+  def second_of_pair(state, t, g, c):
+    y = step(state, t, g, c)
+    gap = t * norm(jax.tree.map(jnp.subtract, g, state.m))
+    state = state._replace(y=y, variation=root_of_squares(state.variation, gap))
+    return mixed(state.average, y, 2 / (t + 2)), state
+
+  def update_fn(updates, state, params=None, **extra_args):
     del extra_args
     check.params("unixgrad", params)
-    value_fn = check.value_fn("unixgrad", value_fn)
-    c = rate_at(learning_rate, state.count)
-    count = optax.safe_increment(state.count)
-    t = jnp.asarray(count, state.variation.dtype)
-    m = wide(updates)
-
-    def step(gradient):
-      scale = _over(2 * c * diameter * t, root_of_squares(1.0, state.variation))
-      return clipped(stepped(state.y, scale, gradient), diameter / 2)
-
-    # The share of t among 1 + ... + t, and after this step that of t + 1 among one more.
-    x = step(m)
-    average = mixed(state.average, x, 2 / (t + 1))
-    g = wide(jax.grad(value_fn)(_from(state.start, average, params)))
-    y = step(g)
-    difference = jax.tree.map(jnp.subtract, g, m)
-    variation = root_of_squares(state.variation, t * norm(difference))
-    updates = _towards(state.start, mixed(average, y, 2 / (t + 2)), params)
-    return updates, UnixgradState(count, state.start, y, average, variation)
+    c, count = rate_at(learning_rate, state.count), jnp.asarray(state.count)
+    t = jnp.asarray(count // 2 + 1, state.variation.dtype)
+    point, state = jax.lax.cond(
+      count % 2 == 1, second_of_pair, first_of_pair, state, t, wide(updates), c
+    )
+    updates = _towards(state.start, point, params)
+    return updates, state._replace(count=optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def eval_params(state: UDogState | UnixgradState, params: Any) -> Any:
-  """The average u, at which the second gradient of each step is taken."""
+  """The average u, at which the second gradient of each pair is taken."""
   return _from(state.start, state.average, params)
 
 

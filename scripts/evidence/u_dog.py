@@ -1,5 +1,6 @@
 """[196] U-DoG is accelerated without tuning: ahead of tuned descent, and of DoG."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,73 +19,57 @@ RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 FIRST = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 DECAY = 8
 
-Answer = Callable[[Any, jax.Array, jax.Array], jax.Array]
+Method = Callable[[Any], optax.GradientTransformation]
 
 
-def descended(
-  optimizer: optax.GradientTransformation, answer: Answer, kind: str, per_step: int
-) -> Measure:
-  """The loss of the answer over time, at an equal number of gradients."""
+def u_dog(first: Any) -> optax.GradientTransformation:
+  """U-DoG by its first distance."""
+  return dog.u_dog(reps_rel=first)
+
+
+def plain_dog(first: Any) -> optax.GradientTransformation:
+  """DoG, which is not accelerated, by its first distance."""
+  return optax.contrib.dog(init_step=("heuristic", first))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.vmap, in_axes=(None, 0, None, None))
+def losses(method: Method, seed: Any, setting: Any, size: Any) -> jax.Array:
+  """log10 of the loss of the answer after each gradient, under noise of this size."""
+  optimizer: Any = method(setting)
   curvatures = jnp.logspace(0, -jnp.log10(CONDITION), SIZE)
-  method, steps = optax.with_extra_args_support(optimizer), GRADIENTS // per_step
+  start_key, noise_key = jax.random.split(jax.random.key(seed))
+  start = jax.random.normal(start_key, (SIZE,))
 
-  @jax.jit
-  @jax.vmap
-  def run(seed):
-    start_key, noise_key = jax.random.split(jax.random.key(seed))
-    x = jax.random.normal(start_key, (SIZE,))
+  def step(carry, given):
+    count, key = given
+    x, state, mean = carry
+    gradient = curvatures * x + size * jax.random.normal(key, (SIZE,))
+    updates, state = optimizer.update(gradient, state, x)
+    x = x + updates
+    mean = mean + (DECAY + 1) / (count + DECAY + 1) * (x - mean)
+    answer = dog.eval_params(state, x) if method is u_dog else jnp.where(size > 0, mean, x)
+    return (x, state, mean), jnp.log10(jnp.sum(curvatures * answer**2) / 2)
 
-    def loss(x, noise=0.0):
-      return jnp.sum(curvatures * x**2) / 2 + jnp.sum(noise * x)
-
-    def step(carry, given):
-      count, key = given
-      x, state, mean = carry
-      noise = NOISE[kind] * jax.random.normal(key, (SIZE,))
-      value_fn = lambda x: loss(x, noise)  # noqa: E731
-      updates, state = method.update(jax.grad(value_fn)(x), state, x, value_fn=value_fn)
-      x = x + updates
-      mean = mean + (DECAY + 1) / (count + DECAY + 1) * (x - mean)
-      return (x, state, mean), jnp.log10(loss(answer(state, x, mean)))
-
-    given = jnp.arange(steps), jax.random.split(noise_key, steps)
-    return jax.lax.scan(step, (x, method.init(x), x), given)[1]
-
-  def measure(seeds):
-    over_time = np.asarray(run(jnp.asarray(seeds)))
-    every = steps // POINTS
-    return {
-      "log10 of the loss": over_time[:, -1],
-      f"curve/log10 of the loss, {kind} gradients": over_time[:, every - 1 :: every],
-    }
-
-  return measure
+  given = jnp.arange(GRADIENTS), jax.random.split(noise_key, GRADIENTS)
+  return jax.lax.scan(step, (start, optimizer.init(start), start), given)[1]
 
 
-def averaged(kind: str) -> Answer:
-  """Of methods without an answer of their own: the last point, under noise a late average."""
-  return lambda state, x, mean: mean if kind == SOME else x
+def arm(method: Method, settings: tuple[float, ...], kind: str) -> Arm:
+  """A method by several settings."""
 
+  def measured(setting) -> Measure:
+    def measure(seeds):
+      over_time = np.asarray(losses(method, jnp.asarray(seeds), setting, NOISE[kind]))
+      every = GRADIENTS // POINTS
+      return {
+        "log10 of the loss": over_time[:, -1],
+        f"curve/log10 of the loss, {kind} gradients": over_time[:, every - 1 :: every],
+      }
 
-def u_dogs(kind: str) -> Arm:
-  """U-DoG from several first distances."""
-  own: Answer = lambda state, x, mean: dog.eval_params(state, x)  # noqa: E731
-  return {f"u_dog(reps_rel={r})": descended(dog.u_dog(reps_rel=r), own, kind, 2) for r in FIRST}
+    return measure
 
-
-def dogs(kind: str) -> Arm:
-  """DoG, which is not accelerated, from as many."""
-  return {
-    f"dog(init_step=('heuristic', {r}))": descended(
-      optax.contrib.dog(init_step=("heuristic", r)), averaged(kind), kind, 1
-    )
-    for r in FIRST
-  }
-
-
-def descents(kind: str) -> Arm:
-  """Gradient descent by several rates, the largest the inverse of the largest curvature."""
-  return {f"sgd({r})": descended(optax.sgd(r), averaged(kind), kind, 1) for r in RATES}
+  return {f"{method.__name__}({setting})": measured(setting) for setting in settings}
 
 
 EXPERIMENT = Experiment(
@@ -92,18 +77,18 @@ EXPERIMENT = Experiment(
   family="online",
   setup=(
     "A parabola in 20 dimensions with curvatures from 0.001 to 1 and random starts, 600 gradients, "
-    "of which U-DoG takes two a step; exact, or with normal noise of 0.1 an entry. U-DoG and DoG "
-    "are tuned over six first distances, which they are not to need, SGD over six rates. Under "
-    "noise SGD and DoG answer by an average with polynomial decay. The null is DoG, which lacks the "
-    "acceleration, in the place of U-DoG."
+    "of which U-DoG takes two an iteration; exact, or with normal noise of 0.1 an entry. U-DoG and "
+    "DoG are tuned over six first distances, which they are not to need, SGD over six rates. Under "
+    "noise SGD and DoG answer by an average with polynomial decay. The null is DoG, which lacks "
+    "the acceleration, in the place of U-DoG."
   ),
   arms={
-    "method": u_dogs(NONE),
-    "baseline": descents(NONE),
-    "null": dogs(NONE),
-    "U-DoG, noise": u_dogs(SOME),
-    "SGD, noise": descents(SOME),
-    "DoG, noise": dogs(SOME),
+    "method": arm(u_dog, FIRST, NONE),
+    "baseline": arm(optax.sgd, RATES, NONE),
+    "null": arm(plain_dog, FIRST, NONE),
+    "U-DoG, noise": arm(u_dog, FIRST, SOME),
+    "SGD, noise": arm(optax.sgd, RATES, SOME),
+    "DoG, noise": arm(plain_dog, FIRST, SOME),
   },
   claims=(
     Claim("Exact gradients: a lower loss than tuned SGD", "log10 of the loss", "lower"),

@@ -163,7 +163,6 @@ ROWS = [
   ),
   OptimizerRow(
     "u_dog(1.0, reps_rel=0.01)",
-    evaluations=1,
     limits=(
       ("u_dog(0)", "set_to_zero()"),
       ("u_dog(reps_rel=0.01, radius=1e6)", "u_dog(reps_rel=0.01)"),
@@ -177,7 +176,6 @@ ROWS = [
   ),
   OptimizerRow(
     "unixgrad(1.0, diameter=3.0)",
-    evaluations=1,
     limits=(("unixgrad(0, diameter=3.0)", "set_to_zero()"),),
     bad={
       "unixgrad(diameter=0)": "diameter must be above 0, got 0",
