@@ -236,6 +236,125 @@ ROWS = [
     limits=(("frank_wolfe(0, domain=simplex())", "set_to_zero()"),),
   ),
   OptimizerRow(
+    "opt_amsgrad(0.01)",
+    limits=(
+      ("opt_amsgrad(0)", "set_to_zero()"),
+      ("opt_amsgrad(0.1, b1=0, b2=1, eps=1)", "optimistic_omd(0.1)"),
+      ("opt_amsgrad(b1=0)", "opt_amsgrad(b1=0, lookback_momentum=False)"),
+    ),
+    bad={
+      "opt_amsgrad(-1)": "learning_rate must be at least 0, got -1",
+      "opt_amsgrad(b1=1)": "b1 must be in [0, 1), got 1",
+      "opt_amsgrad(b2=2)": "b2 must be in [0, 1], got 2",
+      "opt_amsgrad(eps=0)": "eps must be above 0, got 0",
+      "opt_amsgrad(predictor='next')": "predictor must be one of ['last', 'rmpe'], got 'next'",
+      "opt_amsgrad(r=1)": "r must be a whole number of at least 2, got 1",
+      "opt_amsgrad(reg=0)": "reg must be above 0, got 0",
+      "opt_amsgrad(combine='all')": "combine must be one of ['old', 'recent'], got 'all'",
+    },
+  ),
+  OptimizerRow("opt_amsgrad(0.01, predictor='rmpe', r=2, reg=0.1)"),
+  OptimizerRow(
+    "og_plus(0.05, 0.1)",
+    limits=(
+      ("og_plus(0.1, 0.1)", "optimistic_omd(0.1)"),
+      ("og_plus(0.1, 0)", "sgd(0.1)"),
+      ("og_plus(0, 0)", "set_to_zero()"),
+    ),
+    bad={
+      "og_plus(-1, 0.1)": "learning_rate must be at least 0, got -1",
+      "og_plus(0.1, -1)": "extrapolation_rate must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "opt_da_plus(0.05, 0.1)",
+    limits=(("opt_da_plus(0.05, 0.1)", "og_plus(0.05, 0.1)"),),
+    bad={
+      "opt_da_plus(-1, 0.1)": "learning_rate must be at least 0, got -1",
+      "opt_da_plus(0.1, -1)": "extrapolation_rate must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "adaptive_og_plus(0.1)",
+    limits=(("adaptive_og_plus(0)", "set_to_zero()"),),
+    bad={
+      "adaptive_og_plus(-1)": "learning_rate must be at least 0, got -1",
+      "adaptive_og_plus(q=0.5)": "q must be in [0, 0.25], got 0.5",
+    },
+  ),
+  OptimizerRow(
+    "adaptive_opt_da_plus(0.1)",
+    limits=(("adaptive_opt_da_plus(0)", "set_to_zero()"),),
+    bad={
+      "adaptive_opt_da_plus(-1)": "learning_rate must be at least 0, got -1",
+      "adaptive_opt_da_plus(q=0.5)": "q must be in [0, 0.25], got 0.5",
+    },
+  ),
+  OptimizerRow(
+    "u_dog(1.0, reps_rel=0.01)",
+    limits=(
+      ("u_dog(0)", "set_to_zero()"),
+      ("u_dog(reps_rel=0.01, radius=1e6)", "u_dog(reps_rel=0.01)"),
+    ),
+    bad={
+      "u_dog(-1)": "learning_rate must be at least 0, got -1",
+      "u_dog(reps_rel=0)": "reps_rel must be above 0, got 0",
+      "u_dog(eps=-1)": "eps must be at least 0, got -1",
+      "u_dog(radius=0)": "radius must be above 0, got 0",
+    },
+  ),
+  OptimizerRow(
+    "unixgrad(1.0, diameter=3.0)",
+    limits=(("unixgrad(0, diameter=3.0)", "set_to_zero()"),),
+    bad={
+      "unixgrad(diameter=0)": "diameter must be above 0, got 0",
+      "unixgrad(-1, diameter=1.0)": "learning_rate must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "online_to_nonconvex(projected_ogd(0.1, radius=0.5), epoch=2)",
+    method="online_to_nonconvex",
+    limits=(
+      ("online_to_nonconvex(projected_ogd(0, 1))", "set_to_zero()"),
+      (
+        "online_to_nonconvex(add_decayed_weights(1.0) | sgd(0.1), scaling='none')",
+        "sgd(0.1, momentum=0.9)",
+      ),
+      ("online_to_nonconvex(add_decayed_weights(10.0) | sgd(0.1), scaling='none')", "sgd(0.1)"),
+    ),
+    bad={
+      "online_to_nonconvex(sgd(0.1), scaling='all')": "scaling must be one of ['exponential',",
+      "online_to_nonconvex(sgd(0.1), epoch=0)": "epoch must be a whole number of at least 1",
+    },
+  ),
+  OptimizerRow(
+    "online_to_nonconvex(scale_free_ogd(radius=0.1), scaling='exponential')",
+    method="online_to_nonconvex",
+  ),
+  OptimizerRow(
+    "projected_ogd(0.1, radius=8.0)",
+    limits=(("projected_ogd(0.1, radius=1e6)", "sgd(0.1)"),),
+    bad={
+      "projected_ogd(-1, 1.0)": "learning_rate must be at least 0, got -1",
+      "projected_ogd(0.1, 0)": "radius must be above 0, got 0",
+    },
+  ),
+  OptimizerRow(
+    "optimistic_ogd(0.1, radius=8.0)",
+    limits=(("optimistic_ogd(0.1, radius=1e6)", "optimistic_omd(0.1)"),),
+    bad={
+      "optimistic_ogd(-1, 1.0)": "learning_rate must be at least 0, got -1",
+      "optimistic_ogd(0.1, 0)": "radius must be above 0, got 0",
+    },
+  ),
+  OptimizerRow(
+    "scale_free_ogd(0.1, radius=8.0)",
+    bad={
+      "scale_free_ogd(radius=0)": "radius must be above 0, got 0",
+      "scale_free_ogd(-1, radius=1.0)": "learning_rate must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
     "egn(0.5)",
     evaluations=1,
     workers="matter",

@@ -1,0 +1,1 @@
+"""Calibrators, after training or online: `init`, `predict`, `update`."""

@@ -1,0 +1,1 @@
+"""Whole-problem iterations that no gradient transformation expresses."""
