@@ -115,7 +115,24 @@ ROWS = [
     bad={
       "egn(-1)": "learning_rate must be at least 0, got -1",
       "egn(1.0, damping=0)": "damping must be above 0, got 0",
+      "egn(1.0, momentum=1)": "momentum must be in [0, 1), got 1",
+      "egn(1.0, line_search='wolfe')": "line_search must be one of ['conservative', 'goldstein',",
+      "egn(1.0, linear_schedule(1.0, 0.1, 9), adaptive_damping=True)": "damping must be a number",
+      "egn(1.0, damping_up=0.9)": "damping_up must be at least 1, got 0.9",
+      "egn(1.0, damping_down=2)": "damping_down must be in [0, 1], got 2",
+      "egn(1.0, max_system=-1)": "max_system must be a whole number of at least 0, got -1",
+      "egn(1.0, cg_steps=0)": "cg_steps must be a whole number of at least 1, got 0",
     },
+  ),
+  OptimizerRow(
+    "egn(1.0, momentum=0.5, line_search='goldstein', adaptive_damping=True, max_system=8)",
+    evaluations=2,
+    workers="matter",
+    why="each worker's curvature is that of its own outputs",
+    limits=(
+      ("egn(0.5, momentum=0.5, max_system=16)", "egn(0.5, momentum=0.5, max_system=15)"),
+      ("egn(0.01, line_search='increase')", "egn(0.01)"),
+    ),
   ),
   OptimizerRow(
     "ef21(top_k(0.1)) | sgd(0.1)",
