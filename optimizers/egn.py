@@ -173,10 +173,12 @@ def egn(
     return EgnState(count, zeros, _metrics(_at(learning_rate, count), _at(damping, count)))
 
   def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
-    del updates, extra_args
+    del extra_args
     check.params("egn", params)
     value_fn = oracle.need_oracle("egn", value_fn)
     at, count = _vectors.wide(params), optax.safe_increment(state.count)
+    if _vectors.size(at) == 0:
+      return updates, state._replace(count=count)
     ridge = state.metrics["damping"] if adaptive_damping else _at(damping, state.count)
     model = _model(value_fn, at)
     if model.outputs.size > max_system:

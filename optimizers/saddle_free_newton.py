@@ -100,7 +100,7 @@ def saddle_free_newton(
     # Of unit length, so that products with it don't overflow.
     parts = vectors.T @ _lanczos.components(basis, _vectors.unit(gradient))
     choices = jnp.asarray(damping, parts.dtype)
-    shrunk = parts / (jnp.abs(eigenvalues) + choices[:, None])
+    shrunk = parts[None] / (jnp.abs(eigenvalues)[None] + choices[:, None])
     steps = -_vectors.norm(gradient) * (shrunk @ vectors.T)
 
     def value_at(coefficients):
