@@ -36,6 +36,7 @@ def fosi(
   momentum: str = "average",
   decay: float = 0.9,
   lr_clip: float = 1.0,
+  floor: float = 1e-3,
   order: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Splits the space in two: the Hessian's extreme eigenvectors for Newton, the rest for `inner`.
@@ -67,6 +68,8 @@ def fosi(
       "nesterov" (:math:`\beta^2 v + (1 + \beta) g_1`) or "none" (:math:`g_1`).
     decay: :math:`\beta`, in [0, 1).
     lr_clip: c, at least 1. Adam's learning rate is not to be scaled; the paper's 3 suits SGD.
+    floor: eigenvalues whose magnitude is a smaller part of the largest one's, in [0, 1], leave
+      their direction to `inner`, instead of dividing by them.
     order: Lanczos' steps; by default the larger of :math:`4 (k + \ell)` and
       :math:`2 \ln n` for n parameters.
 
@@ -89,8 +92,7 @@ def fosi(
     dtype of the parameters, at least float32, with twice repeated reorthogonalisation, from a
     vector drawn by `seed`. Its defaults are k = 5, T = 100, :math:`\alpha` = 0.1; the paper's
     experiments took those above.
-    Eigenvalues below rounding leave their direction to `inner`, where the code divides by them.
-    The momentum is not projected when V changes. Weight decay belongs into the loss. On CPU,
+    The code has no floor. The momentum is not projected when V changes. Weight decay belongs into the loss. On CPU,
     XLA runs convolutions inside the loop of the estimate many times slower.
     `fosi(sgd(0.1, momentum=0.9), momentum="heavy_ball", lr_clip=3.0)` is the code's
     `fosi_momentum`.
@@ -117,6 +119,7 @@ def fosi(
   check.one_of("momentum", momentum, ("average", "heavy_ball", "nesterov", "none"))
   check.below("decay", decay, 0, 1)
   check.at_least("lr_clip", lr_clip, 1)
+  check.between("floor", floor, 0, 1)
   check.whole("order", 1 if order is None else order, 1)
   inner = optax.with_extra_args_support(inner)
   first = every if warmup is None else warmup
@@ -140,7 +143,7 @@ def fosi(
     key = jax.random.fold_in(jax.random.key(state.seed), state.count)
     found = _extremes(value_fn, params, key, steps if order is None else order)
     values, basis = _chosen(*found, k, smallest)
-    rates, basis = _rates(values, basis)
+    rates, basis = _rates(values, basis, floor)
     top, next_to_rest = jnp.abs(values[-1]), jnp.abs(values[-min(k, values.size)])
     scale = jnp.where(next_to_rest > 0, reduce.ratio(top, next_to_rest), lr_clip)
     return state._replace(
@@ -211,10 +214,11 @@ def _chosen(
   return values[places], _lanczos.combined(vectors[:, places].T, basis)
 
 
-def _rates(values: jax.Array, basis: Any) -> tuple[jax.Array, Any]:
-  """The inverse magnitudes; where one is below rounding, no rate and no vector."""
+def _rates(values: jax.Array, basis: Any, floor: Any) -> tuple[jax.Array, Any]:
+  """The inverse magnitudes; below the floor, or rounding, no rate and no vector."""
   size = jnp.abs(values)
-  seen = size > values.size * jnp.finfo(values.dtype).eps * jnp.max(size)
+  least = jnp.maximum(floor, values.size * jnp.finfo(values.dtype).eps)
+  seen = size > least * jnp.max(size)
 
   def kept(rows):
     return jnp.where(seen.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)

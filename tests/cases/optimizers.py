@@ -135,8 +135,8 @@ ROWS = [
     ),
   ),
   OptimizerRow(
-    "fosi(sgd(0.1), k=2, smallest=1, every=2, warmup=1, alpha=0.1)",
-    evaluations=12,
+    "fosi(sgd(0.1), k=2, every=2, warmup=1, alpha=0.1, order=20)",
+    evaluations=20,
     limits=(
       ("fosi(sgd(0.1), k=0)", "sgd(0.1)"),
       ("fosi(adam(0.01), k=3, every=9)", "adam(0.01)"),
@@ -150,6 +150,7 @@ ROWS = [
       "fosi(sgd(0.1), momentum='ema')": "momentum must be one of ['average', 'heavy_ball',",
       "fosi(sgd(0.1), decay=1)": "decay must be in [0, 1), got 1",
       "fosi(sgd(0.1), lr_clip=0.5)": "lr_clip must be at least 1, got 0.5",
+      "fosi(sgd(0.1), floor=2)": "floor must be in [0, 1], got 2",
       "fosi(sgd(0.1), order=0)": "order must be a whole number of at least 1, got 0",
     },
   ),
