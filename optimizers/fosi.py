@@ -92,8 +92,8 @@ def fosi(
     dtype of the parameters, at least float32, with twice repeated reorthogonalisation, from a
     vector drawn by `seed`. Its defaults are k = 5, T = 100, :math:`\alpha` = 0.1; the paper's
     experiments took those above.
-    The code has no floor. The momentum is not projected when V changes. Weight decay belongs into the loss. On CPU,
-    XLA runs convolutions inside the loop of the estimate many times slower.
+    The code has no floor. The momentum is not projected when V changes. Weight decay belongs
+    into the loss. On CPU, XLA runs convolutions inside the loop of the estimate many times slower.
     `fosi(sgd(0.1, momentum=0.9), momentum="heavy_ball", lr_clip=3.0)` is the code's
     `fosi_momentum`.
 
