@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxrl.oracle import Oracle
+from optimizers.dbf_newton import dbf_newton
 from optimizers.fosi import fosi
 from optimizers.newton_cg import newton_cg
 from optimizers.oasis import oasis
@@ -301,3 +302,57 @@ def test_saddle_free_newton_on_a_krylov_space_is_the_projected_step():
       3,
     )
   np.testing.assert_allclose(actual, np.stack(path), rtol=1e-7, atol=1e-7)
+
+
+# dbf_newton
+
+
+def filtered_newton_by_hand(values, gradients, hessians, w, alpha, beta):
+  """The paper's filter with plain inverses, and its line search; how often the test passed."""
+  eye, inv = np.eye(len(w)), np.linalg.inv
+  s = beta / (1 - alpha**2) * eye
+  path, passed, mean, covariance = [w], 0, None, None
+  for value, gradient, hessian in zip(values, gradients, hessians, strict=True):
+    g, q = gradient(w), hessian
+    if mean is None:
+      mean, covariance = g, q
+    else:
+      drifted, m = alpha * mean, alpha**2 * covariance + beta * eye
+      sure = np.all(np.linalg.eigvalsh(inv(q) - inv(s)) > 1e-6)
+      passed += sure
+      q = q if sure else inv(inv(q) + inv(s))
+      covariance = inv(inv(m) + inv(q) - inv(s))
+      mean = covariance @ (inv(m) @ drifted + inv(q) @ g)
+    direction = -np.linalg.solve(covariance + 1e-12 * eye, mean)
+    for k in range(5):
+      if value(w + 2**-k * direction) - value(w) <= 0.95 * 2**-k * g @ direction:
+        break
+    w = w + 2**-k * direction
+    path.append(w)
+  return np.stack(path), passed
+
+
+def test_dbf_newton_is_the_papers_filter_for_twenty_five_steps():
+  rng = np.random.default_rng(7)
+  x = rng.normal(size=(25, 5, 3)) * rng.uniform(0.4, 1.2, size=(25, 1, 1))
+  y = x @ np.ones(3) + rng.normal(size=(25, 5))
+  hessians = np.einsum("tbi,tbj->tij", x, x) / 5
+  values = [lambda w, t=t: np.mean((y[t] - x[t] @ w) ** 2) / 2 for t in range(25)]
+  gradients = [lambda w, t=t: x[t].T @ (x[t] @ w - y[t]) / 5 for t in range(25)]
+  start = rng.normal(size=3)
+  expected, passed = filtered_newton_by_hand(values, gradients, hessians, start, 0.9, 0.2)
+  assert 0 < passed < 24  # both ways of the definiteness test
+  with jax.enable_x64(True):
+    inputs, targets = jnp.asarray(x), jnp.asarray(y)
+    path = run(
+      dbf_newton(alpha=0.9, beta=0.2),
+      lambda t: lambda w: jnp.mean((targets[t] - inputs[t] @ w) ** 2) / 2,
+      jnp.asarray(start),
+      25,
+    )
+  np.testing.assert_allclose(path, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_dbf_newton_refuses_what_is_too_large_for_a_matrix():
+  with pytest.raises(ValueError, match="max_parameters=10, got 12; newton_cg and"):
+    dbf_newton(max_parameters=10).init(jnp.zeros((3, 4)))

@@ -206,6 +206,17 @@ ROWS = [
     },
   ),
   OptimizerRow(
+    "dbf_newton(0.3, alpha=0.5, beta=0.5, line_search=False)",
+    evaluations=1,
+    limits=(("dbf_newton(0)", "set_to_zero()"),),
+    bad={
+      "dbf_newton(-1)": "learning_rate must be at least 0, got -1",
+      "dbf_newton(alpha=1)": "alpha must be in [0, 1), got 1",
+      "dbf_newton(beta=0)": "beta must be above 0, got 0",
+      "dbf_newton(max_parameters=0)": "max_parameters must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
     "ef21(top_k(0.1)) | sgd(0.1)",
     limits=(
       ("ef21(top_k(1.0))", "identity()"),
