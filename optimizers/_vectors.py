@@ -53,14 +53,16 @@ def like(tree: Any, params: Any) -> Any:
 
 
 def normal(key: jax.Array, like: Any) -> Any:
-  """Independent standard normal numbers in the shapes of `like`, on its devices.
+  """Independent standard normal numbers in the shapes and dtypes of `like`, on its devices.
+
+  They are drawn in float32, so that a seed means the same whatever the dtype.
 
   A sign more or less leaves them normal; that of `like` lets XLA shard them as `like` is.
   """
   leaves, structure = jax.tree.flatten(like)
   keys = jax.random.split(key, len(leaves))
   draws = [
-    jnp.where(x < 0, -1, 1) * jax.random.normal(k, x.shape, x.dtype)
+    (jnp.where(x < 0, -1, 1) * jax.random.normal(k, x.shape, jnp.float32)).astype(x.dtype)
     for k, x in zip(keys, leaves, strict=True)
   ]
   return jax.tree.unflatten(structure, draws)

@@ -163,7 +163,8 @@ def fosi(
 
     count = optax.safe_increment(state.count)
     at = _vectors.wide(params)
-    due = (count >= first) & ((count - first) % every == 0)
+    since = jnp.asarray(count) - first
+    due = (since >= 0) & (since % every == 0)
     state = jax.lax.cond(due, lambda s: estimated(s, at, value_fn), lambda s: s, state)
 
     gradient = _vectors.wide(updates)

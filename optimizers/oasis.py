@@ -122,7 +122,7 @@ def oasis(
       diagonal=zeros,
       previous=at if adaptive else (),
       velocity=zeros if averaged else (),
-      growth=jnp.full([], jnp.inf),
+      growth=jnp.asarray(jnp.inf, float),
       metrics={"step_size": jnp.asarray(rate, float)},
     )
 
@@ -142,9 +142,9 @@ def oasis(
         lambda d, new: (b2 * d + (1 - b2) * new).astype(d.dtype), state.diagonal, mean_of(samples)
       )
 
-    diagonal = mixed()
-    if warm_start:
-      diagonal = jax.lax.cond(state.count == 0, lambda: mean_of(warm_start), mixed)
+    first = jnp.asarray(state.count) == 0
+    warm = lambda: mean_of(warm_start)  # noqa: E731
+    diagonal = jax.lax.cond(first, warm, mixed) if warm_start else mixed()
     scales = jax.tree.map(lambda d: jnp.maximum(jnp.abs(d), alpha).astype(d.dtype), diagonal)
 
     rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
@@ -154,7 +154,7 @@ def oasis(
       before = _vectors.wide(jax.grad(value_fn)(state.previous))
       longest = _inverse_smoothness(scales, at, state.previous, gradient, before) / 2
       found = jnp.minimum(jnp.sqrt(1 + growth) * last, longest)
-      usable = jnp.isfinite(found) & (found > 0) & (state.count > 0)
+      usable = jnp.isfinite(found) & (found > 0) & ~first
       rate = jnp.where(usable, found, last).astype(last.dtype)
       growth = jnp.where(usable, found / last, growth).astype(growth.dtype)
 
@@ -178,7 +178,7 @@ def _diagonal(value_fn: Callable[[Any], jax.Array], params: Any, key: jax.Array,
 
   def add(i, total):
     normal = _vectors.normal(jax.random.fold_in(key, i), params)
-    signs = jax.tree.map(lambda x: jnp.where(x < 0, -1, 1).astype(x.dtype), normal)
+    signs = jax.tree.map(lambda x, w: jnp.where(x < 0, -1, 1).astype(w.dtype), normal, params)
     product = _vectors.hessian_product(value_fn, params, signs)[1]
     return jax.tree.map(lambda t, z, p: t + z * p, total, signs, product)
 

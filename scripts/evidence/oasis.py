@@ -49,7 +49,7 @@ def descended(optimizer: Any) -> Measure:
     def step(carry, _):
       w, state = carry
       updates, state = optimizer.update(jax.grad(loss)(w), state, w, value_fn=loss)
-      w = optax.apply_updates(w, updates)
+      w = w + updates
       return (w, state), jnp.log10(jnp.maximum(loss(w) - least, 1e-7))
 
     start = jnp.zeros(FEATURES)

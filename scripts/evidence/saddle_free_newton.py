@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrl import check
 from optimizers.newton_cg import newton_cg
 from optimizers.saddle_free_newton import saddle_free_newton
 from scripts.evidence._experiment import Arm, Claim, Experiment, Measure
@@ -30,8 +31,9 @@ def loss(w: jax.Array, axes: jax.Array) -> jax.Array:
 def newton(rate: float) -> optax.GradientTransformationExtraArgs:
   """Newton's method by the whole Hessian, whatever its signs."""
 
-  def update(updates, state, params=None, *, value_fn, **extra_args):
+  def update(updates, state, params=None, *, value_fn=None, **extra_args):
     del extra_args
+    value_fn = check.value_fn("newton", value_fn)
     direction = jnp.linalg.solve(jax.hessian(value_fn)(params), updates)
     return -rate * direction, state
 
