@@ -223,7 +223,7 @@ def test_a_limit_that_is_exceeded_is_marked():
 
 
 WRONG = {
-  "suite": (["--suite", "trian"], "must be one of ['sharpness', 'train'], got 'trian'"),
+  "suite": (["--suite", "trian"], "one of ['second_order', 'sharpness', 'train'], got 'trian'"),
   "rounds": (["--rounds", "0"], "rounds must be a whole number of at least 1, got 0"),
   "peers": (["--peers", "no/python"], "peers must be the path of a Python, got 'no/python'"),
 }

@@ -14,6 +14,7 @@ from objectives.classification.cross_entropy import cross_entropy
 from objectives.regression.squared_error import squared_error
 from optimizers.egn import egn
 from tests import values
+from tests.properties import quick_jit
 
 KEY = jax.random.key(0)
 NAMES = ("first", "bias", "second")
@@ -23,10 +24,10 @@ def network(params, inputs):
   return jnp.tanh(inputs @ params["first"] + params["bias"][None]) @ params["second"]
 
 
-def run(optimizer, oracle_at, params, batches):
+def run(optimizer, oracle_at, params, batches, watch=lambda state: None):
   """Parameters before the first step and after each, as one tree of stacked arrays."""
 
-  @jax.jit
+  @quick_jit
   def step(params, state, batch):
     value_fn = oracle_at(params, batch)
     updates, state = optimizer.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
@@ -36,6 +37,7 @@ def run(optimizer, oracle_at, params, batches):
   for batch in batches:
     params, state = step(params, state, batch)
     path.append(params)
+    watch(state)
   return jax.tree.map(lambda *leaves: np.stack(leaves), *path)
 
 
@@ -86,6 +88,42 @@ def test_egn_is_the_official_one_for_twenty_steps(name, loss, wide, tolerance):
     assert path[leaf].shape == expected[leaf].shape
     assert path[leaf].dtype == (np.float64 if wide else np.float32)
     np.testing.assert_allclose(path[leaf], expected[leaf], rtol=tolerance, atol=tolerance)
+
+
+OPTIONS = {
+  "momentum": {"momentum": 0.6},
+  "increase": {"line_search": "increase", "momentum": 0.6},
+  "conservative": {"line_search": "conservative"},
+  "goldstein": {"line_search": "goldstein"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+  ("name", "loss"),
+  [("squared_error", half_squared_error), ("cross_entropy", mean_cross_entropy)],
+)
+def test_egn_with_its_options_is_the_official_one_for_twenty_steps(option, name, loss):
+  golden = values.load("egn")
+  expected, options = golden[option][name], golden[option]["options"]
+  settings = {
+    "learning_rate": options.get("learning_rate", golden["learning_rate"]),
+    "damping": options.get("regularizer", golden["damping"]),
+  }
+  steps = []
+  with jax.enable_x64(True):
+    path = run(
+      egn(**settings, **OPTIONS[option]),
+      functools.partial(oracle_of, loss, network),
+      {leaf: jnp.asarray(expected["params"][leaf][0]) for leaf in NAMES},
+      [
+        (jnp.asarray(expected["inputs"][t]), jnp.asarray(expected["targets"][t])) for t in range(20)
+      ],
+      watch=lambda state: steps.append(float(state.metrics["step_size"])),
+    )
+  np.testing.assert_allclose(steps, expected["steps"], rtol=1e-6)
+  for leaf in NAMES:
+    np.testing.assert_allclose(path[leaf], expected["params"][leaf], rtol=1e-7, atol=1e-7)
 
 
 # egn against the dense system in the space of the parameters
@@ -205,6 +243,104 @@ def test_egn_is_scaled_gradient_descent_at_a_large_damping(loss, derivatives, tr
   gradient = np.einsum("bcp,bc->p", jacobian, weighted)
   flat = np.concatenate([change[name].reshape(-1) for name in NAMES])
   np.testing.assert_allclose(-1e7 * flat, gradient, atol=1e-5 * abs(gradient).max())
+
+
+def quadratic_model(outputs, jacobian, targets, change):
+  """The change of the mean squared error that Gauss-Newton expects."""
+  moved = np.einsum("bcp,p->bc", jacobian, change)
+  return 2 * np.sum((outputs - targets) * moved + moved**2 / 2) / len(outputs)
+
+
+def summed_squared_error(predictions, targets):
+  return jnp.sum((predictions - targets) ** 2, axis=-1)
+
+
+def flat(params):
+  return np.concatenate([params[name].reshape(-1) for name in NAMES])
+
+
+def test_egn_adapts_its_damping_by_the_gain_of_each_step():
+  batch, params = problem(2)
+  batch = {**batch, "mask": np.ones(7, int), "truth": batch["targets"]}
+  dampings, expected, got, damping = [], [params], [], 1e-3
+  for _ in range(20):
+    direction = dense_direction(squared_error_by_hand, params, batch, damping)
+    after = {name: params[name] + direction[name] for name in NAMES}
+    outputs, jacobian = by_hand(params, batch["inputs"])
+    errors = [np.sum((by_hand(p, batch["inputs"])[0] - batch["targets"]) ** 2) / 7
+              for p in (params, after)]  # fmt: skip
+    model = quadratic_model(outputs, jacobian, batch["targets"], flat(direction))
+    gain = (errors[1] - errors[0]) / model
+    damping *= 1.5 if gain < 0.25 else 0.5 if gain > 0.75 else 1
+    params = after
+    dampings.append(damping)
+    expected.append(after)
+  assert max(np.diff(dampings)) > 0 > min(np.diff(dampings))
+  with jax.enable_x64(True):
+    path = run(
+      egn(1.0, damping=1e-3, adaptive_damping=True, damping_up=1.5, damping_down=0.5),
+      functools.partial(library_oracle, summed_squared_error),
+      jax.tree.map(jnp.asarray, expected[0]),
+      [jax.tree.map(jnp.asarray, batch)] * 20,
+      watch=lambda state: got.append(float(state.metrics["damping"])),
+    )
+  np.testing.assert_allclose(got, dampings, rtol=1e-6)
+  for name in NAMES:
+    wanted = np.stack([params[name] for params in expected])
+    np.testing.assert_allclose(path[name], wanted, rtol=1e-6, atol=1e-6)
+
+
+def half_bent(outputs, labels):
+  """Curved in the first output alone: half of the gradient lies outside the range of Q."""
+  del labels
+  return outputs[:, 0] ** 2 + outputs[:, 1]
+
+
+def half_bent_by_hand(outputs, labels):
+  del labels
+  residual = np.stack([2 * outputs[:, 0], np.ones(len(outputs))], axis=1)
+  return residual, np.tile(np.diag([2.0, 0.0]), (len(outputs), 1, 1))
+
+
+@pytest.mark.parametrize("max_system", [14, 0])
+def test_egn_moves_what_the_curvature_does_not_see(max_system):
+  batch, params = problem(2)
+  expected = dense_direction(half_bent_by_hand, params, {**batch, "truth": batch["labels"]}, 0.3)
+
+  def loss(logits, labels):
+    return half_bent(logits, labels)
+
+  with jax.enable_x64(True):
+    change = one_step(loss, params, batch, damping=0.3, max_system=max_system)
+  for name in NAMES:
+    np.testing.assert_allclose(change[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "derivatives", "truth", "classes"), CASES[1:])
+def test_egn_of_independent_examples_is_the_same(loss, derivatives, truth, classes):
+  del derivatives
+  batch, params = problem(classes)
+  whole, single = (
+    one_step(loss, params, batch, damping=0.2, independent=choice) for choice in (False, True)
+  )
+  for name in NAMES:
+    np.testing.assert_allclose(single[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_egn_guards_its_system_in_float32():
+  rng = np.random.default_rng(0)
+  inputs, targets = rng.normal(size=(40, 5)), rng.normal(size=(40, 2))
+  inputs[:, 4] = inputs[:, 3]  # 80 outputs of rank 8
+  path = run(
+    egn(1.0, damping=1e-12),
+    functools.partial(oracle_of, lambda z, y: jnp.mean(squared_error(z, y)), lambda w, x: x @ w),
+    jnp.zeros((5, 2)),
+    [(jnp.asarray(inputs), jnp.asarray(targets))] * 3,
+  )
+  fit = np.linalg.lstsq(inputs, targets)[0]
+  best = np.sum((inputs @ fit - targets) ** 2)
+  error = [np.sum((inputs @ w - targets) ** 2) for w in path]
+  assert error[-1] < best + 1e-3 * (error[0] - best)
 
 
 # egn against least squares

@@ -1,4 +1,7 @@
-"""Lanczos' iteration over trees: the Hessian on a Krylov space, with full reorthogonalisation."""
+"""Lanczos' iteration on the Hessian, in the loops of `_loops`, and the outermost eigenvalues.
+
+The iteration itself is `optimizers/_lanczos.py`'s, which is methods' as well.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,23 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl import check, reduce
+from jaxrl import check
+from optimizers import _lanczos
+from optimizers._lanczos import Krylov, combined, ritz
 
 from . import _loops, _vectors
-
-_ROUNDING = 10  # Multiples of the machine epsilon at which a residual counts as zero.
-
-
-class Krylov(NamedTuple):
-  """An orthonormal basis, leaves `[order, *leaf]`, and the tridiagonal matrix on it.
-
-  `off[j]` couples the vectors j and j + 1; the last one is what is left outside the space.
-  """
-
-  basis: Any
-  diagonal: jax.Array
-  off: jax.Array
-  scale: jax.Array
 
 
 class Extremes(NamedTuple):
@@ -52,59 +43,22 @@ def step_of(loss: Callable[..., jax.Array]) -> Callable[..., Krylov]:
   Make it once for several runs: it is compiled once.
   """
 
-  def step(j, krylov, phases, params, *operands):
-    vector = jax.tree.map(lambda rows: rows[j], krylov.basis)
-    _, product = _vectors.hessian_product(lambda w: loss(w, *operands), params, vector)
-    scale = jnp.maximum(krylov.scale, _length(product))
-    rest = _outside(krylov.basis, product)
-    beta = _length(rest)
-    closed = beta <= _ROUNDING * jnp.finfo(beta.dtype).eps * scale
-    # A closed space goes on in a new direction: eigenvalues that it missed are still found.
-    # Cosines of multiples of random phases are such directions, and cheaper than new draws.
-    rest = jax.tree.map(lambda x, p: jnp.where(closed, jnp.cos((j + 1) * p), x), rest, phases)
-    following = _unit(_outside(krylov.basis, _unit(rest)))
-    put = lambda rows, x: rows.at[j + 1].set(x, mode="drop")  # noqa: E731
-    return Krylov(
-      jax.tree.map(put, krylov.basis, following),
-      krylov.diagonal.at[j].set(_vectors.dot(vector, product)),
-      krylov.off.at[j].set(jnp.where(closed, 0, beta)),
-      scale,
-    )
+  def product(vector, params, *operands):
+    return _vectors.hessian_product(lambda w: loss(w, *operands), params, vector)[1]
 
-  return step
+  return _lanczos.step_of(product)
 
 
 def run(
   step: Callable[..., Krylov], order: int, key: jax.Array, params: Any, *operands: Any
 ) -> Krylov:
   """`order` steps from a random unit vector, or as many as there are parameters."""
-  start, phases = _start(key, params, min(order, _vectors.size(params)))
+  draws = _normal(key, params)
+  start, phases = _lanczos.started(draws, draws, min(order, _vectors.size(params)))
   return _loops.repeat(step, start.diagonal.size, start, phases, params, *operands)
 
 
-@functools.partial(jax.jit, static_argnames="order")
-def _start(key: jax.Array, params: Any, order: int) -> tuple[Krylov, Any]:
-  draws = _vectors.normal(key, params)
-  first = _unit(draws)
-  basis = jax.tree.map(lambda x: jnp.zeros((order, *x.shape), x.dtype).at[0].set(x), first)
-  dtype = jnp.result_type(*jax.tree.leaves(params))
-  krylov = Krylov(basis, jnp.zeros(order, dtype), jnp.zeros(order, dtype), jnp.zeros((), dtype))
-  return krylov, _vectors.scaled(10, draws)
-
-
-@jax.jit
-def ritz(krylov: Krylov) -> tuple[jax.Array, jax.Array]:
-  """Eigenvalues `[order]`, ascending, of the tridiagonal matrix, and its eigenvectors."""
-  inner = krylov.off[:-1]
-  matrix = jnp.diag(krylov.diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
-  return jnp.linalg.eigh(matrix)
-
-
-def combined(coefficients: jax.Array, basis: Any) -> Any:
-  """Sums of basis vectors: coefficients `[..., order]` give leaves `[..., *leaf]`."""
-  return jax.tree.map(
-    lambda rows: jnp.tensordot(coefficients, rows, axes=1, precision="highest"), basis
-  )
+_normal = jax.jit(_vectors.normal)
 
 
 def check_counts(count: int, order: int, params: Any) -> None:
@@ -130,24 +84,3 @@ def extremes(krylov: Krylov, count: int) -> Extremes:
     combined(vectors[:, small].T, krylov.basis),
     combined(vectors[:, large].T, krylov.basis),
   )
-
-
-def _outside(basis: Any, tree: Any) -> Any:
-  """The part of `tree` orthogonal to the basis; twice, since once leaves rounding errors."""
-
-  def project(_, tree):
-    products = jax.tree.map(
-      lambda rows, x: jnp.tensordot(rows, x, axes=x.ndim, precision="highest"), basis, tree
-    )
-    inside = jnp.sum(jnp.stack(jax.tree.leaves(products)), axis=0)
-    return _vectors.moved(tree, -1, combined(inside, basis))
-
-  return jax.lax.fori_loop(0, 2, project, tree)
-
-
-def _length(tree: Any) -> jax.Array:
-  return jnp.sqrt(_vectors.dot(tree, tree))
-
-
-def _unit(tree: Any) -> Any:
-  return _vectors.scaled(reduce.ratio(1.0, _length(tree)), tree)

@@ -26,7 +26,7 @@ class Config:
   """
 
   suite: str = "train"
-  """A file of scripts/bench: sharpness or train."""
+  """A file of scripts/bench: second_order, sharpness or train."""
   rounds: int = 20
   """Rounds of each case, beyond the first."""
   peers: pathlib.Path | None = None
