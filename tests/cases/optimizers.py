@@ -118,6 +118,43 @@ ROWS = [
     },
   ),
   OptimizerRow(
+    "svrg(3, every=5) | sgd(0.1)",
+    limits=(("svrg(3, pause=False)", "identity()"),),
+    bad={
+      "svrg(0)": "batches must be a whole number of at least 1, got 0",
+      "svrg(3, every=0)": "every must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow("svrg(2, pause=False) | sgd(0.1)"),
+  OptimizerRow(
+    "saga() | sgd(0.1)",
+    evaluations=1,
+    workers="matter",
+    why="each worker's losses are those of its own examples",
+    limits=(("saga(8)", "identity()"),),
+    bad={"saga(0)": "num_examples must be a whole number of at least 1, got 0"},
+  ),
+  OptimizerRow(
+    "smb(1.0)",
+    evaluations=1,
+    limits=(("smb(0)", "set_to_zero()"), ("smb(0.05, c=1e-9)", "sgd(0.05)")),
+    bad={
+      "smb(-1)": "learning_rate must be at least 0, got -1",
+      "smb(eta=0)": "eta must be above 0, got 0",
+      "smb(eta=1)": "eta must be in [0, 1), got 1",
+      "smb(c=-1)": "c must be at least 0, got -1",
+      "smb(gamma=-1)": "gamma must be at least 0, got -1",
+      "smb(beta=0)": "beta must be above 0, got 0",
+      "smb(beta=1)": "beta must be in [0, 1), got 1",
+      "smb(max_rate=0)": "max_rate must be above 0, got 0",
+      "smb(steps_per_epoch=0)": "steps_per_epoch must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
+    "smb(2.0, independent=True, autoschedule=True, steps_per_epoch=2)",
+    evaluations=1,
+  ),
+  OptimizerRow(
     "ef21(top_k(0.1)) | sgd(0.1)",
     limits=(
       ("ef21(top_k(1.0))", "identity()"),
