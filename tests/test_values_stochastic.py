@@ -7,18 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 
-from jaxrl import spec
 from jaxrl.oracle import Oracle
+from optimizers.proxyprox import proxyprox
 from optimizers.saga import saga
 from optimizers.smb import smb
+from optimizers.sso_target_surrogate import sso_target_surrogate
+from optimizers.stochastic_model_based import stochastic_model_based
 from optimizers.svrg import svrg
-from tests import values
+from tests import problem, values
 from tests.optimizer_properties import count_evaluations
 from tests.properties import quick_jit
 
 
-def play(optimizer, loss_at, start, rounds, *, counter=None):
+def play(optimizer, loss_at, start, rounds):
   """Parameters after each round; `loss_at(params, round)` gives the Oracle of a round's loss."""
 
   @quick_jit
@@ -46,7 +49,7 @@ def stack(trees):
 
 
 ROWS, SIZE = 6, 3
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(5)
 INPUTS = RNG.normal(size=(ROWS, SIZE)).round(2)
 TARGETS = RNG.normal(size=ROWS).round(2)
 START = np.ones(SIZE)
@@ -269,3 +272,265 @@ def test_smb_is_the_official_one_for_thirty_steps(name, wide, tolerance):
     np.testing.assert_allclose(
       stack(path)[leaf], [p[leaf] for p in expected["params"]], rtol=tolerance, atol=tolerance
     )
+
+
+# stochastic_model_based
+
+
+def composite(outputs, loss_of, params, data):
+  """The Oracle of `loss_of(outputs(params, data), data)`."""
+  return Oracle(
+    lambda params: loss_of(outputs(params, data), data),
+    params,
+    outputs=lambda params: outputs(params, data),
+    loss_of=lambda z: loss_of(z, data),
+  )
+
+
+def quadratic_output(x, data):
+  a, b = data
+  return (a @ x) ** 2 - b
+
+
+def linear_output(x, data):
+  a, b = data
+  return a @ x - b
+
+
+def mean_absolute(z, _data):
+  return jnp.mean(jnp.abs(z))
+
+
+def half_square(z, _data):
+  return jnp.mean(z**2) / 2
+
+
+def logistic(z, _data):
+  return jnp.mean(jnp.logaddexp(0.0, -z))
+
+
+def prox_linear_of_retrieval(x, a, b, rate):
+  """By clipping, in NumPy."""
+  value, slope = (a @ x) ** 2 - b, 2 * (a @ x) * a
+  return x - rate * np.clip(value / (rate * (slope @ slope)), -1, 1) * slope
+
+
+def prox_point_of_retrieval(x, a, b, rate):
+  """The best of the four points where the loss on the line along `a` may be the smallest."""
+  start, width = a @ x, rate * (a @ a)
+  points = [np.sqrt(b), -np.sqrt(b), start / (1 + 2 * width), start / (1 - 2 * width)]
+  found = min(points, key=lambda u: abs(u**2 - b) + (u - start) ** 2 / (2 * width))
+  return x + (found - start) / (a @ a) * a
+
+
+@pytest.mark.parametrize(
+  ("model", "by_hand", "rates"),
+  [
+    ("prox_linear", prox_linear_of_retrieval, (0.01, 0.3, 100.0)),
+    ("prox_point", prox_point_of_retrieval, (0.005, 0.03)),
+  ],
+)
+def test_stochastic_model_based_solves_phase_retrieval_in_closed_form(model, by_hand, rates):
+  rng = np.random.default_rng(0)
+  inputs, signal = rng.normal(size=(25, 1, 4)), rng.normal(size=4)
+  targets = (inputs @ signal) ** 2
+  start = signal + 0.5 * rng.normal(size=4)
+  loss_at = functools.partial(composite, quadratic_output, mean_absolute)
+  for rate in rates:
+    x, expected = start, []
+    for a, b in zip(inputs, targets, strict=True):
+      x = by_hand(x, a[0], b[0], rate)
+      expected.append(x)
+    with jax.enable_x64(True):
+      optimizer = stochastic_model_based(rate, model, linearizations=60)
+      data = zip(inputs, targets, strict=True)
+      path, _ = play(optimizer, loss_at, jnp.asarray(start), data)
+    np.testing.assert_allclose(path, expected, rtol=1e-7)
+
+
+def test_stochastic_model_based_truncated_stops_where_the_model_is_zero():
+  rng = np.random.default_rng(1)
+  inputs, targets = rng.normal(size=(25, 3, 4)), rng.normal(size=(25, 3))
+  start, rate, lower = rng.normal(size=4), 0.5, 0.02
+  x, expected, cut = start, [], 0
+  for a, b in zip(inputs, targets, strict=True):
+    value, g = np.mean(np.abs(a @ x - b)), np.mean(np.sign(a @ x - b)[:, None] * a, axis=0)
+    polyak = max(value - lower, 0) / (g @ g)
+    cut += polyak < rate
+    x = x - min(rate, polyak) * g
+    expected.append(x)
+  assert 3 < cut < 22
+  with jax.enable_x64(True):
+    path, _ = play(
+      stochastic_model_based(rate, "truncated", lower=lower),
+      functools.partial(composite, linear_output, mean_absolute),
+      jnp.asarray(start),
+      zip(inputs, targets, strict=True),
+    )
+  np.testing.assert_allclose(path, expected, rtol=1e-9)
+
+
+def by_scipy(h, dh, x, a, b, rate):
+  """The proximal point of a smooth mean of h(a_i y - b_i)."""
+  found = scipy.optimize.minimize(
+    lambda y: np.mean(h(a @ y - b)) + np.sum((y - x) ** 2) / (2 * rate),
+    x,
+    jac=lambda y: a.T @ dh(a @ y - b) / len(b) + (y - x) / rate,
+    method="BFGS",
+    options={"gtol": 1e-9},
+  )
+  return found.x
+
+
+def box(x, a, b, rate):
+  """The proximal point of the mean absolute error, by its dual: a quadratic on a box."""
+  kernel, residual, size = a @ a.T, a @ x - b, len(b)
+  found = scipy.optimize.lsq_linear(
+    *(np.linalg.cholesky(kernel).T, np.linalg.solve(np.linalg.cholesky(kernel), residual) / rate),
+    bounds=(-1 / size, 1 / size),
+    tol=1e-14,
+  )
+  return x - rate * a.T @ found.x
+
+
+def least_squares(x, a, b, rate):
+  system = a.T @ a / len(b) + np.eye(len(x)) / rate
+  return np.linalg.solve(system, a.T @ b / len(b) + x / rate)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+  ("loss_of", "solve"),
+  [
+    (half_square, least_squares),
+    (mean_absolute, box),
+    (
+      logistic,
+      functools.partial(
+        by_scipy, lambda z: np.logaddexp(0, -z), lambda z: -1 / (1 + np.exp(z))
+      ),
+    ),
+  ],
+)
+def test_stochastic_model_based_finds_proximal_points_of_batches(loss_of, solve, size):
+  rng = np.random.default_rng(2)
+  inputs, targets = rng.normal(size=(20, size, 5)), rng.normal(size=(20, size))
+  x, expected, rate = rng.normal(size=5), [], 0.7
+  start = x
+  for a, b in zip(inputs, targets, strict=True):
+    x = solve(x, a, b, rate)
+    expected.append(x)
+  with jax.enable_x64(True):
+    path, _ = play(
+      stochastic_model_based(rate, "prox_linear", sweeps=100),
+      functools.partial(composite, linear_output, loss_of),
+      jnp.asarray(start),
+      zip(inputs, targets, strict=True),
+    )
+  np.testing.assert_allclose(path, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stochastic_model_based_refuses_several_outputs_an_example():
+  w = jnp.ones(2)
+  value_fn = composite(lambda w, _: w[None] * jnp.ones((3, 1)), mean_absolute, w, None)
+  with pytest.raises(ValueError) as error:
+    stochastic_model_based(1.0).update(w, None, w, value_fn=value_fn)
+  assert "one output an example, got [3, 2]" in str(error.value)
+
+
+# sso_target_surrogate
+
+
+def logits_of(params, data):
+  return jnp.tanh(data[0] @ params["first"] + params["bias"][None]) @ params["second"]
+
+
+def mean_cross_entropy(z, data):
+  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, data[1]))
+
+
+@pytest.mark.parametrize(("wide", "tolerance"), [(True, 1e-8), (False, 5e-3)])
+def test_sso_target_surrogate_is_the_official_one_for_twenty_updates(wide, tolerance):
+  golden = values.load("sso_target_surrogate")
+  batch, outputs = golden["inputs"].shape[1], 3
+
+  def rate(count):
+    return 1 / (2 * batch * golden["eta"] * jnp.sqrt(1 + count))
+
+  with jax.enable_x64(wide):
+    path, _ = play(
+      sso_target_surrogate(rate, golden["inner_steps"], initial_step=20 / outputs),
+      functools.partial(composite, logits_of, mean_cross_entropy),
+      jax.tree.map(jnp.asarray, golden["start"]),
+      zip(golden["inputs"], golden["labels"], strict=True),
+    )
+  for leaf in golden["start"]:
+    expected = [params[leaf] for params in golden["params"]]
+    np.testing.assert_allclose(stack(path)[leaf], expected, rtol=tolerance, atol=tolerance)
+
+
+def test_sso_target_surrogate_solves_least_squares_by_one_gradient_of_the_loss():
+  solution = np.linalg.lstsq(INPUTS, TARGETS, rcond=None)[0]
+  with jax.enable_x64(True):
+    (found,), _ = play(
+      sso_target_surrogate(1.0, inner_steps=300),
+      functools.partial(composite, linear_output, half_square),
+      jnp.asarray(START),
+      [(INPUTS, TARGETS)],
+    )
+  np.testing.assert_allclose(found, solution, rtol=1e-4)
+
+
+# proxyprox
+
+
+def test_proxyprox_on_quadratics_is_a_step_by_the_proxys_hessian():
+  rng = np.random.default_rng(0)
+  square = rng.normal(size=(4, 4))
+  proxy_hessian = square @ square.T + np.eye(4)
+  slopes, eta = rng.normal(size=(20, 4)), 0.5
+  errors = [0.3 * (e + e.T) for e in rng.normal(size=(20, 4, 4))]
+  x, expected = np.ones(4), []
+  for error, slope in zip(errors, slopes, strict=True):
+    gradient = (proxy_hessian + error) @ x + slope
+    x = x - np.linalg.solve(proxy_hessian + np.eye(4) / eta, gradient)
+    expected.append(x)
+  with jax.enable_x64(True):
+    optimizer = proxyprox(eta, optax.sgd(1.5 / np.linalg.norm(proxy_hessian, 2)), inner_steps=300)
+
+    @jax.jit
+    def step(x, state, error, slope):
+      gradient = (proxy_hessian + error) @ x + slope
+      return optimizer.update(
+        gradient, state, x, proxy_fn=lambda y: y @ jnp.asarray(proxy_hessian) @ y / 2
+      )
+
+    x, path = jnp.ones(4), []
+    state = optimizer.init(x)
+    for error, slope in zip(errors, slopes, strict=True):
+      updates, state = step(x, state, error, slope)
+      x = x + updates
+      path.append(x)
+  np.testing.assert_allclose(path, expected, rtol=1e-6)
+
+
+def test_proxyprox_without_a_proxy_is_gradient_descent_by_its_own_rate():
+  optimizer = proxyprox(0.3, optax.sgd(0.1), inner_steps=100)
+  w = jnp.array([1.0, -2.0])
+  updates, _ = optimizer.update(w, optimizer.init(w), w, proxy_fn=lambda w: 0.0 * jnp.sum(w))
+  np.testing.assert_allclose(updates, -0.3 * w, rtol=1e-5)
+
+
+def test_proxyprox_takes_the_proxy_from_the_batch():
+  data = problem.data(jnp.ones(3))
+  w = jnp.array([1.0, -2.0, 0.5])
+  value_fn = problem.oracle(w, data)
+  optimizer = proxyprox(0.3, optax.sgd(0.05), inner_steps=5, slices=2)
+  gradient = jax.grad(value_fn)(w)
+  found, _ = optimizer.update(gradient, optimizer.init(w), w, value_fn=value_fn)
+  half = jax.tree.map(lambda leaf: leaf[:4], data._replace(scale=jnp.ones(4)))
+  first = jax.grad(problem.oracle(w, half._replace(scale=data.scale)))
+  y = w
+  for _ in range(5):
+    y = y - 0.05 * (first(y) + gradient - first(w) + (y - w) / 0.3)
+  np.testing.assert_allclose(w + found, y, rtol=1e-5)

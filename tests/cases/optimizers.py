@@ -155,6 +155,62 @@ ROWS = [
     evaluations=1,
   ),
   OptimizerRow(
+    "stochastic_model_based(0.5, entrywise=True, sweeps=40)",
+    evaluations=1,
+    workers="matter",
+    why="each worker's model is that of its own outputs",
+    limits=(
+      ("stochastic_model_based(0.5, entrywise=True, sweeps=100)", "egn(1.0, damping=2.0)"),
+      ("stochastic_model_based(0, entrywise=True)", "set_to_zero()"),
+    ),
+    bad={
+      "stochastic_model_based(-1)": "learning_rate must be at least 0, got -1",
+      "stochastic_model_based(1, 'newton')": "model must be one of ['prox_linear', 'prox_point',",
+      "stochastic_model_based(1, linearizations=0)": "linearizations must be a whole number",
+      "stochastic_model_based(1, sweeps=0)": "sweeps must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
+    "stochastic_model_based(0.5, 'prox_point', entrywise=True, linearizations=3)",
+    evaluations=3,
+    workers="matter",
+    why="each worker's model is that of its own outputs",
+  ),
+  OptimizerRow(
+    "stochastic_model_based(0.5, 'truncated')",
+    limits=(("stochastic_model_based(0.01, 'truncated')", "sgd(0.01)"),),
+  ),
+  OptimizerRow(
+    "sso_target_surrogate(1.0, inner_steps=3)",
+    evaluations=9,
+    workers="matter",
+    why="each worker's surrogate is that of its own outputs",
+    limits=(
+      ("sso_target_surrogate(0)", "set_to_zero()"),
+      ("sso_target_surrogate(2.0, inner_steps=1, initial_step=0.01)", "sgd(0.02)"),
+    ),
+    bad={
+      "sso_target_surrogate(-1)": "learning_rate must be at least 0, got -1",
+      "sso_target_surrogate(1, 0)": "inner_steps must be a whole number of at least 1, got 0",
+      "sso_target_surrogate(1, c=1)": "c must be in [0, 1), got 1",
+      "sso_target_surrogate(1, shrink=0)": "shrink must be above 0, got 0",
+      "sso_target_surrogate(1, shrink=1)": "shrink must be in [0, 1), got 1",
+      "sso_target_surrogate(1, initial_step=0)": "initial_step must be above 0, got 0",
+    },
+  ),
+  OptimizerRow(
+    "proxyprox(0.5, sgd(0.1), inner_steps=3, slices=2)",
+    evaluations=3,
+    workers="matter",
+    why="a slice of a worker's part is not a slice of the batch",
+    limits=(("proxyprox(0.5, sgd(0.1), inner_steps=1)", "sgd(0.1)"),),
+    bad={
+      "proxyprox(0, sgd(0.1))": "learning_rate must be above 0, got 0",
+      "proxyprox(1, sgd(0.1), inner_steps=0)": "inner_steps must be a whole number of at least 1",
+      "proxyprox(1, sgd(0.1), slices=0)": "slices must be a whole number of at least 1, got 0",
+    },
+  ),
+  OptimizerRow(
     "ef21(top_k(0.1)) | sgd(0.1)",
     limits=(
       ("ef21(top_k(1.0))", "identity()"),
