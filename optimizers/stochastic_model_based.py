@@ -13,7 +13,7 @@ from ._sharpness import moved, scaled_to, wide
 
 replaces_gradient = True
 
-_HALVINGS = 60
+_HALVINGS = 100
 
 
 class StochasticModelBasedState(NamedTuple):
@@ -80,8 +80,8 @@ def stochastic_model_based(
 
   Cost: 4 bytes of state in all. `truncated` takes no evaluation where `update` is given
   `value`. The others take, for each linearization, one pass through the model and N backward
-  passes, for N outputs in the batch; `4 * N` bytes a parameter while they run; and
-  `60 * sweeps * N` gradients of the loss with respect to the outputs, in turn.
+  passes, for N outputs in the batch; `4 * N` bytes a parameter while they run; and about
+  `30 * sweeps * N` gradients of the loss with respect to the outputs, in turn.
 
   Notes:
     The theory is for losses that are :math:`\rho`-weakly convex (:math:`f + \rho \|w\|^2 / 2` is
@@ -207,7 +207,8 @@ def _dual(
 ) -> jax.Array:
   """A solution of lambda = slopes(origin - kernel lambda), entry by entry.
 
-  For one entry, s - slope(z - k s) grows with s, and changes its sign between 0 and slope(z).
+  For one entry, s - slope(z - k s) grows with s, and changes its sign between 0 and slope(z);
+  the interval is halved until no number lies within it.
   """
 
   def improve(step, weights):
@@ -217,15 +218,20 @@ def _dual(
     def slope(s):
       return slopes(others.at[i].add(-kernel[i, i] * s))[i]
 
-    def halve(_, ends):
-      middle = (ends[0] + ends[1]) / 2
+    def between(carry):
+      low, middle, high, count = carry
+      return (low < middle) & (middle < high) & (count < _HALVINGS)
+
+    def halve(carry):
+      low, middle, high, count = carry
       above = middle > slope(middle)
-      return jnp.where(above, ends[0], middle), jnp.where(above, middle, ends[1])
+      low, high = jnp.where(above, low, middle), jnp.where(above, middle, high)
+      return low, (low + high) / 2, high, count + 1
 
     first = slope(jnp.zeros_like(origin[0]))
-    ends = jnp.minimum(first, 0), jnp.maximum(first, 0)
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
-    return weights.at[i].set((low + high) / 2)
+    ends = jnp.minimum(first, 0), first / 2, jnp.maximum(first, 0), 0
+    _, middle, _, _ = jax.lax.while_loop(between, halve, ends)
+    return weights.at[i].set(middle)
 
   return jax.lax.fori_loop(0, sweeps * origin.size, improve, start)
 

@@ -182,7 +182,7 @@ ROWS = [
   ),
   OptimizerRow(
     "sso_target_surrogate(1.0, inner_steps=3)",
-    evaluations=9,
+    evaluations=15,
     workers="matter",
     why="each worker's surrogate is that of its own outputs",
     limits=(
@@ -203,6 +203,7 @@ ROWS = [
     evaluations=3,
     workers="matter",
     why="a slice of a worker's part is not a slice of the batch",
+    xfail={"any_size_of_gradient": "the inner descent diverges at a curvature of 1e20"},
     limits=(("proxyprox(0.5, sgd(0.1), inner_steps=1)", "sgd(0.1)"),),
     bad={
       "proxyprox(0, sgd(0.1))": "learning_rate must be above 0, got 0",

@@ -1,0 +1,1 @@
+"""Solvers: iterations on a whole problem, which no gradient transformation can express."""
