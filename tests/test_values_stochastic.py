@@ -625,18 +625,21 @@ def test_vr_halpern_is_algorithm_1_on_the_same_draws():
   def mean(u, index):
     return np.mean([matrices[i] @ u - shifts[i] for i in index], axis=0)
 
+  def draws(k):
+    coin, rows = jax.random.split(jax.random.fold_in(jax.random.key(7), k))
+    return jax.random.uniform(coin), jax.random.randint(rows, (4,), 0, size)
+
+  coins, chosen = jax.tree.map(np.asarray, quick_jit(jax.vmap(draws))(jnp.arange(steps)))
   u, f = start, mean(start, range(size))
   expected, whole = [], 0
   for k in range(steps):
     old, weight = u, 2 / (k + 4)
     u = weight * start + (1 - weight) * u - f / (4 * smoothness)
-    coin, rows = jax.random.split(jax.random.fold_in(jax.random.key(7), k))
     p = 4 / (k + 1 + 5) if k + 1 <= np.sqrt(size) else 4 / (np.sqrt(size) + 5)
-    if jax.random.uniform(coin) < p:
+    if coins[k] < p:
       f, whole = mean(u, range(size)), whole + 1
     else:
-      chosen = np.asarray(jax.random.randint(rows, (4,), 0, size))
-      f = f + mean(u, chosen) - mean(old, chosen)
+      f = f + mean(u, chosen[k]) - mean(old, chosen[k])
     expected.append(u)
   assert 10 < whole < 30
   with jax.enable_x64(True):
