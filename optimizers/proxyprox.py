@@ -1,6 +1,6 @@
 """Proximal steps on a cheap proxy of the loss, corrected by the gradient of the loss itself."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,10 +92,8 @@ def proxyprox(
     del params
     return ProxyproxState(jnp.zeros([], jnp.int32))
 
-  def update_fn(
-    updates, state, params=None, *, proxy_fn=None, value_fn=None, value=None, grad=None, **extra_args
-  ):
-    del value, grad
+  def update_fn(updates, state, params=None, *, proxy_fn=None, value_fn=None, **extra_args):
+    del extra_args
     check.params("proxyprox", params)
     if proxy_fn is None:
       of_slice = oracle.need_oracle("proxyprox", value_fn).of_slice
@@ -107,7 +105,7 @@ def proxyprox(
 
     def move(step, inner_state, gradient):
       place = jax.tree.map(jnp.add, wide(params), step)
-      changes, inner_state = inner.update(gradient, inner_state, place, **extra_args)
+      changes, inner_state = inner.update(gradient, inner_state, place)
       return jax.tree.map(lambda s, u: s + u, step, changes), inner_state
 
     def again(carry, _):

@@ -67,11 +67,12 @@ def saga(num_examples: int) -> optax.GradientTransformationExtraArgs:
   Example:
     >>> import jax, jax.numpy as jnp
     >>> from jaxrl.oracle import Oracle
-    >>> targets, w, optimizer = jnp.array([1.0, 5.0]), jnp.array(0.0), saga(num_examples=2)
+    >>> targets, w, optimizer = jnp.array([[1.0], [5.0]]), jnp.array(0.0), saga(num_examples=2)
     >>> state = optimizer.init(w)
     >>> for i in (0, 1, 0):
-    ...   losses = lambda w, i=i: (w - targets[i, None]) ** 2 / 2
-    ...   loss = Oracle(lambda w: losses(w).mean(), w, losses=losses, batch={"index": jnp.array([i])})
+    ...   batch = {"index": jnp.array([i])}
+    ...   losses = lambda w, i=i: (w - targets[i]) ** 2 / 2
+    ...   loss = Oracle(lambda w: losses(w).mean(), w, losses=losses, batch=batch)
     ...   updates, state = optimizer.update(jax.grad(loss)(w), state, w, value_fn=loss)
     >>> float(updates)  # at 0 all along: the gradient of both
     -3.0

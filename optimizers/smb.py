@@ -58,8 +58,8 @@ def smb(
       \big( \|s\|^2 y^\top g - (y^\top s + 2 \sigma) \, s^\top g \big) \\
     u &= c_g g + c_s s + c_y y,
 
-  the minimiser of a quadratic model between both points, which changes the length of a step
-  and its direction. It is a whole recipe.
+  which minimises a model made of both gradients, and changes the length of the step and its
+  direction. It is a whole recipe.
 
   Args:
     learning_rate: :math:`\alpha`, at least 0, or a schedule of the step count.
@@ -86,7 +86,7 @@ def smb(
     TypeError: `update` was called without `value_fn`.
 
   Cost: one forward pass more than the incoming gradient, and its backward pass where a model
-  step is taken; 12 bytes of state, and 4 bytes a parameter with `independent`. The tensors of
+  step is taken; 20 bytes of state, and 4 bytes a parameter with `independent`. The tensors of
   a forward pass that its backward pass needs are kept until the test is made.
 
   Notes:
@@ -94,8 +94,8 @@ def smb(
     gradient stays, where that code divides zero by zero; so does one whose gradient at the trial
     is not finite, since model steps shrink to nothing as :math:`\|y\|` grows. A model step is
     not tested in turn.
-    Where the text of the paper and its code differ in which gradient :math:`\sigma` of SMBi
-    takes, this is the code: the current one.
+    The norm of a gradient in :math:`\sigma` is that of the current one in SMBi too, as in the
+    official code.
 
   References:
     [222] Birbil, Martin, Onay, Öztoprak, "Bolstering Stochastic Gradient Descent with Model
@@ -183,13 +183,14 @@ def _model_step(eta: jax.typing.ArrayLike) -> Callable[..., jax.Array]:
     y = ahead - current
     unit = _largest(g, current, y)
     length = _largest(s)
-    step = length * _unit_step(eta, *(reduce.ratio(x, unit) for x in (g, current, y)), s / length)
+    step = length * _unit_step(eta, [reduce.ratio(x, unit) for x in (g, current, y)], s / length)
     return jnp.where((length > 0) & jnp.isfinite(unit) & jnp.isfinite(length), step, 0)
 
   return bend
 
 
-def _unit_step(eta, g, current, y, s):
+def _unit_step(eta: jax.typing.ArrayLike, vectors: list[jax.Array], s: jax.Array) -> jax.Array:
+  g, current, y = vectors
   ys, ss, yy = jnp.vdot(y, s), jnp.vdot(s, s), jnp.vdot(y, y)
   yg, sg, norm = jnp.vdot(y, g), jnp.vdot(s, g), jnp.sqrt(jnp.vdot(current, current))
   sigma = 0.5 * (jnp.sqrt(ss) * (jnp.sqrt(yy) + norm / eta) - ys)

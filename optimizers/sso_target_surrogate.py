@@ -180,6 +180,6 @@ def _surrogate(
 
   def surrogate(step):
     change = outputs_at(step) - here
-    return rate * jnp.vdot(slopes, change) + jnp.vdot(change, change) / (2 * len(change))
+    return jnp.asarray(rate * jnp.vdot(slopes, change) + jnp.sum(change**2) / (2 * len(change)))
 
   return surrogate

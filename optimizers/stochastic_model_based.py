@@ -137,18 +137,16 @@ def stochastic_model_based(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _truncated(
-  gradient: Any, value: jax.Array, rate: jax.typing.ArrayLike, lower: jax.typing.ArrayLike
-) -> Any:
+def _truncated(gradient: Any, value: jax.Array, rate: Any, lower: jax.typing.ArrayLike) -> Any:
   """The step as a length along the unit gradient, so that no square overflows."""
   unit = scaled_to(gradient, 1.0, 0.0)
-  slope = optax.tree.vdot(unit, wide(gradient))
+  slope = jnp.asarray(optax.tree.vdot(unit, wide(gradient)))
   length = jnp.minimum(rate * slope, reduce.ratio(jnp.maximum(value - lower, 0), slope))
   return jax.tree.map(lambda u: -length * u, unit)
 
 
 def _composite(
-  value_fn: oracle.Oracle, params: Any, rate: jax.typing.ArrayLike, options: tuple[int, int, bool]
+  value_fn: oracle.Oracle, params: Any, rate: Any, options: tuple[int, int, bool]
 ) -> Any:
   """The step to the (approximate) minimiser, in float32."""
   linearizations, sweeps, entrywise = options
@@ -166,7 +164,7 @@ def _composite(
       return jax.grad(value_fn.loss_of)(z.reshape(shape)).reshape(-1)
 
     start = jnp.zeros_like(origin) if weights is None else weights
-    weights = _dual(slopes, origin, rate * kernel, start, sweeps if size > 1 else 1)
+    weights = _dual(slopes, origin, jnp.asarray(rate * kernel), start, sweeps if size > 1 else 1)
     fall = jax.tree.map(lambda j: jnp.tensordot(weights, j, 1, precision="highest"), jacobian)
     return jax.tree.map(lambda f: -rate * f, fall), weights
 

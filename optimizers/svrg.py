@@ -68,14 +68,14 @@ def svrg(
   a parameter.
 
   Notes:
-    :math:`\mu` is exactly the gradient of all data at the anchor if any K steps in a row see
-    every example once, in batches of equal weight, and the loss of an example is always the
-    same. In a run of `scripts.train` a pass begins with an epoch if `batches` divides that
-    epoch's steps and `every` is a multiple of them; the remainder of an epoch that its batches
-    leave out is missing from :math:`\mu`, and other rows are missing in each epoch. Dropout and
-    augmentation draw anew in each step, but alike for both gradients of one step.
-    Zero updates rest `sgd` without momentum alone. What remembers (momentum, Adam) goes on
-    moving in a pass; :math:`\mu` stays exact, since it is always evaluated at the anchor.
+    :math:`\mu` is exactly the gradient of all data at the anchor if the K batches of a pass
+    hold every example once, are of equal weight, and the loss of an example is always the same.
+    In `scripts.train` with K the steps of an epoch and m a multiple of K, passes are epochs; they
+    leave out the few rows that fill no batch. Dropout and augmentation draw anew in each step,
+    alike for both gradients of a step, so that :math:`\mu` is then an estimate.
+    Zero updates keep `optax.sgd` without momentum still. Momentum and Adam go on moving in a
+    pass: there `pause=False` is meant. :math:`\mu` is exact with all of them, since the anchor's
+    gradients are evaluated at the anchor wherever the parameters are.
     The next anchor is the last iterate (option I of Johnson and Zhang).
 
   References:

@@ -409,9 +409,7 @@ def least_squares(x, a, b, rate):
     (mean_absolute, box),
     (
       logistic,
-      functools.partial(
-        by_scipy, lambda z: np.logaddexp(0, -z), lambda z: -1 / (1 + np.exp(z))
-      ),
+      functools.partial(by_scipy, lambda z: np.logaddexp(0, -z), lambda z: -1 / (1 + np.exp(z))),
     ),
   ],
 )
@@ -644,9 +642,7 @@ def test_vr_halpern_is_algorithm_1_on_the_same_draws():
   assert 10 < whole < 30
   with jax.enable_x64(True):
     solver = vr_halpern(affine(matrices, shifts), smoothness)
-    seeded = Solver(
-      lambda u: solver.init(u)._replace(seed=jnp.asarray(7, jnp.int32)), solver.step
-    )
+    seeded = Solver(lambda u: solver.init(u)._replace(seed=jnp.asarray(7, jnp.int32)), solver.step)
     states = scanned(seeded, jnp.asarray(start), steps)
   np.testing.assert_allclose(states.params, expected, rtol=1e-5)
   assert np.sum(states.metrics["evaluated"]) == size * whole + 8 * (steps - whole)

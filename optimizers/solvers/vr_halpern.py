@@ -101,17 +101,18 @@ def vr_halpern(problem: FiniteSum, smoothness: float) -> Solver:
   def mean(params, index):
     return same_structure("problem", wide(problem.mean(params, index)), params)
 
-  def state_of(count, seed, iterates, estimate, evaluated):
-    metrics = {
+  def metrics_of(estimate, evaluated):
+    norm = optax.tree.norm(estimate)
+    return {
       "evaluated": jnp.asarray(evaluated, jnp.float32),
-      "estimate": optax.tree.norm(estimate).astype(jnp.float32),
+      "estimate": jnp.asarray(norm, jnp.float32),
     }
-    return VrHalpernState(count, seed, *iterates, estimate, metrics)
 
   def init(params):
     u = wide(params)
+    estimate = mean(u, everything)
     zero = jnp.zeros([], jnp.int32)
-    return state_of(zero, zero, (u, u), mean(u, everything), problem.size)
+    return VrHalpernState(zero, zero, u, u, estimate, metrics_of(estimate, problem.size))
 
   def step(state):
     k = jnp.asarray(state.count, jnp.float32)
@@ -134,6 +135,7 @@ def vr_halpern(problem: FiniteSum, smoothness: float) -> Solver:
     estimate = jax.lax.cond(whole, lambda: mean(params, everything), corrected)
     evaluated = jnp.where(whole, problem.size, 2 * drawn)
     count = optax.safe_increment(state.count)
-    return state_of(count, state.seed, (params, state.start), estimate, evaluated)
+    metrics = metrics_of(estimate, evaluated)
+    return VrHalpernState(count, state.seed, params, state.start, estimate, metrics)
 
   return Solver(init, step)

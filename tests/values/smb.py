@@ -26,9 +26,9 @@ def run(inputs, labels, start, independent):
     **SETTINGS,
   )
   seen = {"params": [], "rates": []}
-  for x, y in zip(inputs, labels, strict=True):
+  for x, y in zip(torch.tensor(inputs), torch.tensor(labels), strict=True):
 
-    def closure(x=torch.tensor(x), y=torch.tensor(y)):
+    def closure(x=x, y=y):
       optimizer.zero_grad()
       hidden = torch.tanh(x @ params["first"] + params["bias"])
       return torch.nn.functional.cross_entropy(hidden @ params["second"], y)
