@@ -28,6 +28,7 @@ LOSS_TRANSFORM = "loss transform"
 BATCH_TRANSFORM = "batch transform"
 LOSS = "loss"
 SCHEDULE = "schedule"
+SOLVER = "solver"
 OTHER = "function"
 
 _KIND_OF_RETURN = {
@@ -37,6 +38,7 @@ _KIND_OF_RETURN = {
   "LossTransform": LOSS_TRANSFORM,
   "BatchTransform": BATCH_TRANSFORM,
   "Schedule": SCHEDULE,
+  "Solver": SOLVER,
   "Compressor": "compressor",
   "Aggregator": "aggregator",
   "MirrorMap": "mirror map",

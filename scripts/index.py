@@ -27,7 +27,8 @@ signatures; change those, not this file.
 
 *Needs* is what a method must be handed beyond gradients, parameters and hyper-parameters:
 optimizers `value_fn` (the loss of this step's batch) or an `Oracle` and its parts, objectives
-arrays of the batch and of the model's outputs, diagnostics all arguments without a default.
+arrays of the batch and of the model's outputs, solvers and diagnostics all arguments without a
+default.
 *Evidence* is the verdict of an experiment on what the paper claims
 ([how](docs/evidence/README.md)), or `stale` where a file has changed since.
 """
@@ -91,7 +92,7 @@ def needs(entry: Entry) -> list[str]:
   """What a method must be handed, from the names in its code."""
   if entry.kind == catalogue.GRADIENT_TRANSFORMATION:
     return _optimizer_needs(entry)
-  if entry.file.startswith("jaxrl/"):
+  if entry.file.startswith("jaxrl/") or entry.kind == catalogue.SOLVER:
     return _required(entry)
   found = [name for name in catalogue.GLOSSARY if name in entry.identifiers - _OPTIONAL]
   if entry.kind == catalogue.OBJECTIVE and "num_examples" in entry.identifiers:

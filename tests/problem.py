@@ -83,6 +83,7 @@ def oracle(
     of_rows=lambda params, rows, share: _mean_of_rows(losses_of(outputs(params)), rows, share),
     batch={
       "group": jnp.arange(len(batch.targets)) % GROUPS,
+      "index": jnp.arange(len(batch.targets)),
       "inputs": batch.targets,
       "labels": jnp.argmax(batch.targets, axis=-1).astype(jnp.int32),
     },

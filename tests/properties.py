@@ -48,7 +48,7 @@ def cases_of(files: Iterable[str], checks: Checks) -> list[Any]:
 
 def objective_files() -> list[str]:
   """Files with rows of objectives."""
-  return [file for file in row_files() if file != "optimizers"]
+  return [file for file in row_files() if file not in ("optimizers", "solvers")]
 
 
 def entry_of(row: Row) -> Entry:

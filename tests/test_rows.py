@@ -13,6 +13,7 @@ from tests import glossary
 from tests.cases import KINDS, Row, methods_of, named_at_start, names_in, row_files, rows
 from tests.objective_properties import checks as objective_checks
 from tests.optimizer_properties import checks as optimizer_checks
+from tests.solver_properties import checks as solver_checks
 
 ALL_ROWS = [pytest.param(row, file, id=row.spec) for file in row_files() for row in rows(file)]
 ENTRIES = [pytest.param(entry, id=entry.name) for entry in catalogue.catalogue()]
@@ -54,11 +55,12 @@ def test_array_names_come_from_the_glossary(entry):
 
 @pytest.mark.parametrize(("row", "file"), ALL_ROWS)
 def test_exceptions_of_rows_exist_and_have_reasons(row: Row, file: str):
-  checks = optimizer_checks if file == "optimizers" else objective_checks
+  checks = {"optimizers": optimizer_checks, "solvers": solver_checks}.get(file, objective_checks)
   assert set(row.xfail) <= {check.name for check in checks}
   assert all(row.xfail.values())
   usual = row.tolerance == 1 and getattr(row, "batch", "micro") == "micro"
-  usual = usual and getattr(row, "workers", "any") == "any" and getattr(row, "falls", True)
+  usual = usual and getattr(row, "workers", "any") == "any"
+  usual = usual and getattr(row, "falls", True) and getattr(row, "settles", True)
   assert usual or row.why, "say why"
 
 

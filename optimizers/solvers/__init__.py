@@ -1,1 +1,1 @@
-"""Whole-problem iterations that no gradient transformation expresses."""
+"""Solvers: iterations on a whole problem, which no gradient transformation can express."""

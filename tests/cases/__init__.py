@@ -4,6 +4,7 @@ To add a row, write one line in the file named after the method's folder:
 
   OptimizerRow("sam(rho=0.05) | sgd(0.1)")            in cases/optimizers.py
   ObjectiveRow("cross_entropy() | z_error(tau=2)")    in cases/reweighting.py
+  SolverRow("vr_halpern(least_squares(), 1.0)")       in cases/solvers.py
 
 The text is a spec (see `jaxrl.spec`). A row tests the function in it that lives in the folder
 of the row's file; `method` names it where there are several. Everything else has a default,
@@ -24,12 +25,13 @@ from jaxrl.catalogue import (
   LOSS,
   LOSS_TRANSFORM,
   OBJECTIVE,
+  SOLVER,
   Entry,
   catalogue,
 )
 
 FOLDER = Path(__file__).parent
-KINDS = (GRADIENT_TRANSFORMATION, LOSS, OBJECTIVE, LOSS_TRANSFORM, BATCH_TRANSFORM)
+KINDS = (GRADIENT_TRANSFORMATION, LOSS, OBJECTIVE, LOSS_TRANSFORM, BATCH_TRANSFORM, SOLVER)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +103,22 @@ class ObjectiveRow(_Row):
     return {**self.xfail, "micro_batches": self.why} if self.batch == "whole" else self.xfail
 
 
-Row = OptimizerRow | ObjectiveRow
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SolverRow(_Row):
+  """A row of `optimizers/solvers/`; its spec may call the problems of `tests/solver_problem.py`.
+
+  Attributes:
+    metric: the one that says how far the solver is.
+    evaluations: calls of the problem's function in the first five steps.
+    settles: whether the metric falls to a quarter of its first value within 300 steps.
+  """
+
+  metric: str
+  evaluations: int
+  settles: bool = True
+
+
+Row = OptimizerRow | ObjectiveRow | SolverRow
 
 
 @functools.cache
@@ -118,7 +135,8 @@ def row_files() -> list[str]:
 
 def methods_of(file: str) -> list[Entry]:
   """The methods that rows of `cases/<file>.py` are about."""
-  folder = "optimizers" if file == "optimizers" else f"objectives/{file}"
+  folders = {"optimizers": "optimizers", "solvers": "optimizers/solvers"}
+  folder = folders.get(file, f"objectives/{file}")
   here = [entry for entry in catalogue() if str(Path(entry.file).parent) == folder]
   return [entry for entry in here if entry.kind in KINDS]
 
