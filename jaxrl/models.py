@@ -69,6 +69,62 @@ class Reparameterized(nn.Module):
     return lifted(self.layer)
 
 
+class QuantizedCotangents(nn.Module):
+  """A layer whose backward pass has few bits.
+
+  What comes back to its outputs is rounded, and so are the gradients made from it. Its interval
+  is one of its parameters, which `int4_gradients` has to train. In evaluation nothing changes.
+
+  Attributes:
+    layer: a Flax module with one array as its outputs.
+    by: a CotangentQuantizer, `optimizers.int4_gradients.quantized_cotangents()`. It draws from
+      the stream `dropout`.
+  """
+
+  layer: nn.Module
+  by: Any
+
+  @nn.compact
+  def __call__(self, *args, **kwargs) -> jax.Array:
+    """What the layer returns."""
+    interval = self.param("interval", lambda _: self.by.init())
+    return self.by.apply(self.layer(*args, **kwargs), interval, self.make_rng("dropout"))
+
+
+class QkAttention(nn.Module):
+  """Attention that compares tokens by one matrix a head, made from query and key weights.
+
+  Logits are `x M x^T` over the root of a head's size. Without rounding in `qk` it is
+  `nn.MultiHeadDotProductAttention` without biases in queries and keys.
+
+  Attributes:
+    heads: of the attention, a divisor of the width.
+    qk: `qk(query, key) -> M [heads, width, width]` of weights `[width, heads, size]`, such as
+      `optimizers.weights.qk_reparam.qk_reparam`.
+  """
+
+  heads: int
+  qk: Callable[[jax.Array, jax.Array], jax.Array]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`x [B, T, width]` attended to; position t sees those where `mask [B, 1, T, T]` is 1."""
+    width = x.shape[-1]
+    if width % self.heads:
+      raise ValueError(f"heads must divide the width {width}, got {self.heads}")
+    shape = width, self.heads, width // self.heads
+    draw = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+    query, key = (self.param(name, draw, shape) for name in ("query", "key"))
+    matrix = self.qk(query, key).astype(x.dtype)
+    logits = jnp.einsum("btc,hce,bse->bhts", x, matrix, x).astype(jnp.float32)
+    logits = logits / shape[-1] ** 0.5
+    if mask is not None:
+      logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    value = nn.DenseGeneral(shape[1:], dtype=x.dtype, name="value")(x)
+    seen = jnp.einsum("bhts,bshd->bthd", nn.softmax(logits).astype(x.dtype), value)
+    return nn.DenseGeneral(width, axis=(-2, -1), dtype=x.dtype, name="out")(seen)
+
+
 class WeightNormalized(nn.Module):
   """A layer with weight normalization (Salimans and Kingma, 2016), initialised by data.
 
@@ -183,12 +239,14 @@ class ResNet(nn.Module):
     widths: channels of each stage.
     blocks: n, residual blocks a stage; 1 makes ResNet-8, 3 ResNet-20.
     norm: `batch` for BatchNorm, or `group` for GroupNorm, whose examples are independent.
+    cotangents: rounds those of the convolutions but the first, if given; a CotangentQuantizer.
   """
 
   num_outputs: int
   widths: tuple[int, ...] = (16, 32, 64)
   blocks: int = 1
   norm: str = "batch"
+  cotangents: Any = None
 
   def __post_init__(self):
     check.one_of("norm", self.norm, ("batch", "group"))
@@ -200,7 +258,10 @@ class ResNet(nn.Module):
     _need_images("resnet", inputs)
 
     def conv(x, width, size, stride=1):
-      x = nn.Conv(width, (size, size), strides=stride, use_bias=False)(x)
+      layer = nn.Conv(width, (size, size), strides=stride, use_bias=False)
+      if self.cotangents is not None and x is not inputs:
+        layer = QuantizedCotangents(layer, self.cotangents)
+      x = layer(x)
       if self.norm == "group":
         return nn.GroupNorm(num_groups=math.gcd(_GROUPS, width))(x)
       return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
