@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import check, reduce
+from jaxrl import check
 
-from .weights._quantization import all_but, check_axis, statistics_of
+from .weights._quantization import all_but, check_axis, mean_of, statistics_of
 
 
 class CgaState(NamedTuple):
@@ -89,18 +89,11 @@ def cga(
     check.params("cga", params)
     moving = jax.tree.map(is_moving, params)
     updates, inner_state = inner.update(_kept(moving, updates), state.inner, params, **extra_args)
-    return _kept(moving, updates), CgaState(inner_state, {"frozen": _frozen(moving)})
+    frozen = mean_of(~kernel for kernel in jax.tree.leaves(moving) if kernel.ndim > 1)
+    return _kept(moving, updates), CgaState(inner_state, {"frozen": frozen})
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _kept(moving: Any, tree: Any) -> Any:
   return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), moving, tree)
-
-
-def _frozen(moving: Any) -> jax.Array:
-  """The share of the kernels' entries that don't move."""
-  kernels = [leaf for leaf in jax.tree.leaves(moving) if leaf.ndim > 1]
-  still = sum((jnp.sum(~kernel) for kernel in kernels), start=jnp.zeros([], jnp.float32))
-  entries = jnp.asarray(sum(kernel.size for kernel in kernels), jnp.float32)
-  return reduce.ratio(still, entries)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl import check, reduce
+from jaxrl import check
 
+from .weights._quantization import mean_of
 from .weights._reparameterization import Reparameterization
 
 
@@ -114,15 +115,9 @@ def track_oscillation(
       lambda now, last: jnp.where(now == 0, last, now), change, state.direction
     )
     metrics = {
-      "oscillating": _mean([f > threshold for f in frequency]),
-      "frequency": _mean(frequency),
+      "oscillating": mean_of(f > threshold for f in frequency),
+      "frequency": mean_of(frequency),
     }
     return updates, TrackOscillationState(codes, direction, frequency, metrics)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _mean(arrays: Any) -> jax.Array:
-  """The mean of all entries; 0 of none."""
-  total = sum((jnp.sum(x, dtype=jnp.float32) for x in arrays), start=jnp.zeros([], jnp.float32))
-  return reduce.ratio(total, jnp.asarray(sum(x.size for x in arrays), jnp.float32))

@@ -59,14 +59,17 @@ RATE = "5e-4"
 FITTED = {
   "adam_coordinate_clip": "adam_coordinate_clip(0.02, fraction=0.1)",
   "amp": "amp(epsilon=0.001) | sgd(5e-4)",
+  "cga": "cga(sgd(5e-4), boundary=1e9)",
   "gam": "gam(rho=0.01, rho_prime=0.001) | sgd(5e-4)",
   "gam_exact": "gam_exact(rho=0.01, alpha=0.1) | sgd(5e-4)",
   "gam_sam": "gam_sam(rho=0.01, alpha=0.1, rho_sam=0.001) | sgd(5e-4)",
+  "gaqat": "gaqat(rho=0.001) | sgd(5e-4)",
   "gradient_regularization": "gradient_regularization(gamma=1e-4, eps=0.01) | sgd(5e-4)",
   "gravity": "gravity(1.0)",
   "optimistic_omd": "optimistic_omd(5e-4)",
   "orthonormal": "orthonormal(strength=1e-4) | sgd(5e-4)",
   "sam": "sam(rho=0.001) | sgd(5e-4)",
+  "track_oscillation": "sgd(5e-4) | track_oscillation(lsq())",
 }
 """Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
 

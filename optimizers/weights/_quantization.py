@@ -1,10 +1,14 @@
 """What quantisers of weights share."""
 
+import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jaxrl import reduce
 
 
 def check_axis(axis: Any) -> None:
@@ -20,6 +24,13 @@ def all_but(axis: int, kernel: jax.Array) -> tuple[int, ...]:
   return tuple(i for i in range(kernel.ndim) if i != axis % kernel.ndim)
 
 
+def mean_of(arrays: Iterable[jax.Array]) -> jax.Array:
+  """The mean of the entries of all arrays; 0 of none."""
+  arrays = list(arrays)
+  total = sum((jnp.sum(x, dtype=jnp.float32) for x in arrays), start=jnp.zeros([], jnp.float32))
+  return reduce.ratio(total, jnp.asarray(sum(x.size for x in arrays), jnp.float32))
+
+
 def straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
   """`rounded`, to the bit, with the derivative of `x`."""
   return jax.lax.stop_gradient(rounded) + (x - jax.lax.stop_gradient(x))
@@ -29,10 +40,7 @@ def mean_magnitude(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Arr
   """The mean of `|x|` over `axes`, which stay, in float32; 0 of nothing."""
   sizes = x.shape if axes is None else [x.shape[i] for i in axes]
   total = jnp.sum(jnp.abs(_wide(x)), axis=axes, keepdims=axes is not None)
-  count = 1
-  for size in sizes:
-    count *= size
-  return total / max(count, 1)
+  return total / max(math.prod(sizes), 1)
 
 
 def statistics_of(kernel: jax.Array, bits: int, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
