@@ -1,6 +1,7 @@
 """Small Flax models, and the two functions that the train step needs of any model."""
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -380,15 +381,24 @@ def _need_images(model: str, inputs: jax.Array) -> None:
 _GROUPS = 8
 _SMALL = nn.initializers.normal(0.02)
 
+
+def _resnet_int4(num_outputs: int) -> ResNet:
+  method = importlib.import_module("optimizers.int4_gradients")
+  return ResNet(num_outputs, cotangents=method.quantized_cotangents(bits=4))
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
   "cnn": Cnn,
   "mlp": Mlp,
   "resnet": ResNet,
   "resnet_gn": functools.partial(ResNet, norm="group"),
+  "resnet_int4": _resnet_int4,
   "transformer": Transformer,
   "vit": Vit,
 }
-CONVOLUTIONAL = ("cnn", "resnet", "resnet_gn")
+CONVOLUTIONAL = ("cnn", "resnet", "resnet_gn", "resnet_int4")
+OPTIMIZERS = {"resnet_int4": "int4_gradients"}
+"""Optimizers that models need, since no other can train all of their parameters."""
 
 
 def make(name: str, num_outputs: int) -> Model:

@@ -206,9 +206,7 @@ def int4_gradients(
     check.params("int4_gradients", params)
     if "grad" in extra_args:
       extra_args = {**extra_args, "grad": _others(extra_args["grad"])}
-    rest, inner_state = inner.update(
-      _others(updates), state.inner, _others(params), **extra_args
-    )
+    rest, inner_state = inner.update(_others(updates), state.inner, _others(params), **extra_args)
     beta = step(state.count) if callable(step) else step
     before = _intervals(params)
     signals = _intervals(updates)
@@ -289,7 +287,7 @@ def _watched_backward(settings, kept, cotangent):
   signal = _share(magnitudes > used * largest) - settings.target
   if settings.calibrated:
     signal = jnp.where(fresh, _found(magnitudes, largest, fresh, settings.target), signal)
-  weight = _FEEL * largest
+  weight = _FEEL * largest + interval.weight  # which is 0, and a worker's own where it has one
   rounded = used * largest * _rounded(settings, reduce.ratio(wide, largest) / used, key)
   feels = Interval(weight * signal, weight)
   feels = jax.tree.map(lambda x, own: x.astype(own.dtype), feels, interval)

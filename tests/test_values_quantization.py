@@ -4,6 +4,7 @@ Of weights (statsq, lsq, cga, track_oscillation, qk_reparam, gaqat) and of gradi
 """
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -326,10 +327,10 @@ def test_int4_gradients_move_by_sign_within_bounds():
   gradient = [Interval(0.25 * s, jnp.array(0.25)) for s in signals] + [jnp.ones(2)]
   state = optimizer.init(params)
   updates, state = optimizer.update(gradient, state, params)
-  close([g.gamma + u.gamma for g, u in zip(params[:-1], updates[:-1], strict=True)],
-        [1.0, 1.0, 0.4, 0.5, 1e-3, 0.7])
+  moved = [g.gamma + u.gamma for g, u in zip(params[:-1], updates[:-1], strict=True)]
+  close(moved, [1.0, 1.0, 0.4, 0.5, 1e-3, 0.7])
   close(updates[-1], np.zeros(2))  # a gamma was found: nothing trains
-  close(state.metrics["gamma"], np.mean([1.0, 1.0, 0.4, 0.5, 1e-3, 0.7]))
+  close(state.metrics["gamma"], np.mean(moved))
   params = optax.apply_updates(params, updates)
   unseen = jax.tree.map(jnp.zeros_like, gradient[:-1]) + gradient[-1:]
   updates, state = optimizer.update(unseen, state, params)
@@ -365,7 +366,7 @@ def gaqat_in_numpy(v, s, curvature, goal, settings, steps):
     signs.append(np.sign(g_s))
     if (t + 1) % window == 0:
       recent = signs[-window:]
-      flips = sum(a * b < 0 for a, b in zip(recent, recent[1:], strict=False))
+      flips = sum(a * b < 0 for a, b in itertools.pairwise(recent))
       frozen = flips / (window - 1) < threshold
   return log
 

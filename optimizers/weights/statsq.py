@@ -44,8 +44,9 @@ def statsq(bits: int = 2, axis: int = -1) -> Reparameterization:
   Notes:
     As in the official code. The paper quantises activations as well, by `lsq`'s rule, which is
     for the model to do, and leaves the first and the last layer as they are: `where=` on
-    `reparameterized` does that. A unit of zeros stays zero. Outside of a Flax layer, parameters
-    are those levels to the rounding of one addition.
+    `reparameterized` does that. A unit of zeros stays zero. In `reparameterized` the first
+    gradient is that of the weights before rounding, and parameters are on their levels to the
+    rounding of one addition.
 
   References:
     [106] Liu, Liu, Cheng, "Oscillation-free Quantization for Low-bit Vision Transformers", 2023,

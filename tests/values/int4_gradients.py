@@ -6,6 +6,7 @@ and the update of their intervals (train.py), on weights and activations in full
 as `quantize` of train.py does, by noise of zero.
 """
 
+import itertools
 import sys
 from unittest import mock
 
@@ -31,10 +32,8 @@ class Network(torch.nn.Module):
 
   def __init__(self):
     super().__init__()
-    sizes = zip(CHANNELS, CHANNELS[1:], strict=False)
-    self.convs = torch.nn.ModuleList(
-      DSQConv_a(n, m, 3, padding=1, bias=False) for n, m in sizes
-    )
+    sizes = itertools.pairwise(CHANNELS)
+    self.convs = torch.nn.ModuleList(DSQConv_a(n, m, 3, padding=1, bias=False) for n, m in sizes)
     for conv in self.convs:
       conv.quant_w = conv.quan_input = False
 

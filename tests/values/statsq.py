@@ -7,6 +7,7 @@ they are; the lines that freeze gradients and restore weights stand in cga.py's 
 """
 
 import ast
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -19,7 +20,8 @@ from _official import prepare, save
 prepare()
 zeros = torch.zeros
 torch.zeros = lambda *sizes, device=None, **options: zeros(*sizes, **options)  # never on a GPU
-for package in ("src", "src.quantization", "src.quantization.modules", "src.quantization.quantizer"):
+PACKAGES = "src", *(f"src.quantization{name}" for name in ("", ".modules", ".quantizer"))
+for package in PACKAGES:
   sys.modules[package] = types.ModuleType(package)
   sys.modules[package].__path__ = [str(Path(sys.argv[1], *package.split(".")).resolve())]
 
@@ -53,7 +55,7 @@ def official_mask():
 
 def problem():
   torch.manual_seed(0)
-  layers = [torch.nn.Linear(n, m, bias=False) for n, m in zip(SIZES, SIZES[1:], strict=False)]
+  layers = [torch.nn.Linear(n, m, bias=False) for n, m in itertools.pairwise(SIZES)]
   return layers, torch.randn(EXAMPLES, SIZES[0]), torch.randn(EXAMPLES, SIZES[-1])
 
 
