@@ -155,7 +155,7 @@ def _watched(
   state: GaqatState, task: tuple[jax.Array, ...], window: int, threshold: jax.typing.ArrayLike
 ) -> GaqatState:
   """The state after one more sign of each task gradient."""
-  place = state.count % window
+  place = jnp.asarray(state.count) % window
   signs = tuple(jnp.sign(g).astype(jnp.float32) for g in task)
   flips = tuple(
     jnp.where(place == 0, 0, f + (now * last < 0))

@@ -102,7 +102,7 @@ def track_oscillation(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    check.params("track_oscillation", params)
+    params = check.params("track_oscillation", params)
     codes = codes_of(optax.apply_updates(params, updates))
     change = jax.tree.map(lambda k, old: jnp.sign(k - old).astype(jnp.int8), codes, state.codes)
     frequency = jax.tree.map(

@@ -69,7 +69,7 @@ def trained(loss, optimizer, params, steps):
 # statsq and cga
 
 
-def test_statsq_and_cga_are_the_official_ones_for_24_steps_each():
+def test_cga_and_statsq_are_the_official_ones_for_24_steps_each():
   file = values.load("statsq")
   golden, steps = file["statsq"], file["steps"]
   by = statsq(bits=2, axis=-1)
@@ -132,7 +132,7 @@ def test_statsq_trains_any_parameters_on_levels():
 # lsq and track_oscillation
 
 
-def test_lsq_and_track_oscillation_are_the_official_ones_for_24_steps():
+def test_track_oscillation_and_lsq_are_the_official_ones_for_24_steps():
   file = values.load("statsq")
   golden = {**file["statsq"], **file["lsq"]}
   by = lsq(bits=3, axis=-1)

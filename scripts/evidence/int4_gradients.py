@@ -132,9 +132,9 @@ def trained(how: str, rate: jax.Array, seed: jax.Array) -> Any:
 
   def part(carry, keys):
     carry, _ = jax.lax.scan(step, carry, keys)
-    params = carry[0]
+    params: Any = carry[0]
     errors, gammas = [], []
-    cotangents = jax.grad(loss, argnums=1)(params, zeros, jnp.arange(BATCH), keys[0])
+    cotangents: Any = jax.grad(loss, argnums=1)(params, zeros, jnp.arange(BATCH), keys[0])
     for g, interval in zip(cotangents, params["intervals"], strict=True):
       gamma = least_error(g) if how == LEAST else interval.gamma
       errors.append(error_of_large(g, gamma, keys[1]))

@@ -91,9 +91,9 @@ def trained(name: str, boundary: float | None, rate: jax.Array, seed: jax.Array)
   draw_key, first_key, second_key = jax.random.split(jax.random.key(seed), 3)
   inputs, labels = map(jnp.asarray, splits()["train"])
 
-  def phase(params, rate, key, steps, annealed):
+  def phase(params, rate, key, steps, boundary) -> Any:
     hidden_optimizer = optax.adam(rate)
-    if annealed:
+    if boundary is not None:
       hidden_optimizer = cga(hidden_optimizer, BITS, boundary)
     hidden_optimizer = optax.chain(hidden_optimizer, track_oscillation(by))
     optimizers = optax.adam(rate), hidden_optimizer
@@ -106,10 +106,9 @@ def trained(name: str, boundary: float | None, rate: jax.Array, seed: jax.Array)
     def step(carry, key):
       params, states = carry
       gradient = jax.grad(loss)(params, jax.random.randint(key, (BATCH,), 0, len(labels)))
-      pairs = [
-        o.update(g, s, p) for o, g, s, p in zip(optimizers, gradient, states, params, strict=True)
-      ]
-      updates, states = zip(*pairs, strict=True)
+      moves: Any = zip(optimizers, gradient, states, params, strict=True)
+      moved: Any = zip(*(o.update(g, s, p) for o, g, s, p in moves), strict=True)
+      updates, states = moved
       return (optax.apply_updates(params, updates), states), states[1][1].metrics["oscillating"]
 
     states = tuple(o.init(p) for o, p in zip(optimizers, params, strict=True))
@@ -117,9 +116,9 @@ def trained(name: str, boundary: float | None, rate: jax.Array, seed: jax.Array)
     return params, oscillating
 
   outer, hidden = draw(draw_key)
-  params, oscillating = phase((outer, by.init(hidden)), rate, first_key, TRAINING, annealed=False)
+  params, oscillating = phase((outer, by.init(hidden)), rate, first_key, TRAINING, None)
   if boundary is not None:
-    params, later = phase(params, SLOWER * rate, second_key, ANNEALING, annealed=True)
+    params, later = phase(params, SLOWER * rate, second_key, ANNEALING, boundary)
     oscillating = jnp.concatenate([oscillating, later])
   accuracies = {}
   for split in ("validation", "test"):
