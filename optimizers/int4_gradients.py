@@ -89,8 +89,8 @@ def quantized_cotangents(
   Raises:
     ValueError: an argument is out of range.
 
-  Cost: a pass over the cotangent and as many random numbers; up to 1000 more passes in the
-  first step by `official`, since it is that slow to find out. 8 bytes a layer.
+  Cost: a pass over the cotangent and as many random numbers; with `official` up to 1000 more
+  passes in the first step. 8 bytes a layer.
 
   Notes:
     It follows the official code: there are :math:`2^b - 2` steps, so that zero is a level,
@@ -100,7 +100,8 @@ def quantized_cotangents(
     first one nor the last layer; weights and activations get four bits as well, for which there
     is `lsq`. Where workers have gradients of their own, the largest magnitude is that of all
     workers, and a first gamma the mean of theirs; so it is with micro-batches, each with a
-    largest magnitude of its own. Padded examples count among the entries.
+    largest magnitude of its own. Padded examples count among the entries. Where the backward
+    pass is in bfloat16, it sees gamma rounded to that.
 
   References:
     [348] Kim, Lee, Jeon, Moon, Ham, "Toward INT4 Fixed-Point Training via Exploring Quantization
