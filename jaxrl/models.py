@@ -1,6 +1,7 @@
 """Small Flax models, and the two functions that the train step needs of any model."""
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -67,6 +68,62 @@ class Reparameterized(nn.Module):
       run, "params", self.by.weights, self.by.init, init=self.is_initializing()
     )
     return lifted(self.layer)
+
+
+class QuantizedCotangents(nn.Module):
+  """A layer whose backward pass has few bits.
+
+  What comes back to its outputs is rounded, and so are the gradients made from it. Its interval
+  is one of its parameters, which `int4_gradients` has to train. In evaluation nothing changes.
+
+  Attributes:
+    layer: a Flax module with one array as its outputs.
+    by: a CotangentQuantizer, `optimizers.int4_gradients.quantized_cotangents()`. It draws from
+      the stream `dropout`.
+  """
+
+  layer: nn.Module
+  by: Any
+
+  @nn.compact
+  def __call__(self, *args, **kwargs) -> jax.Array:
+    """What the layer returns."""
+    interval = self.param("interval", lambda _: self.by.init())
+    return self.by.apply(self.layer(*args, **kwargs), interval, self.make_rng("dropout"))
+
+
+class QkAttention(nn.Module):
+  """Attention that compares tokens by one matrix a head, made from query and key weights.
+
+  Logits are `x M x^T` over the root of a head's size. Without rounding in `qk` it is
+  `nn.MultiHeadDotProductAttention` without biases in queries and keys.
+
+  Attributes:
+    heads: of the attention, a divisor of the width.
+    qk: `qk(query, key) -> M [heads, width, width]` of weights `[width, heads, size]`, such as
+      `optimizers.weights.qk_reparam.qk_reparam`.
+  """
+
+  heads: int
+  qk: Callable[[jax.Array, jax.Array], jax.Array]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`x [B, T, width]` attended to; position t sees those where `mask [B, 1, T, T]` is 1."""
+    width = x.shape[-1]
+    if width % self.heads:
+      raise ValueError(f"heads must divide the width {width}, got {self.heads}")
+    shape = width, self.heads, width // self.heads
+    draw = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+    query, key = (self.param(name, draw, shape) for name in ("query", "key"))
+    matrix = self.qk(query, key).astype(x.dtype)
+    logits = jnp.einsum("btc,hce,bse->bhts", x, matrix, x).astype(jnp.float32)
+    logits = logits / shape[-1] ** 0.5
+    if mask is not None:
+      logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    value = nn.DenseGeneral(shape[1:], dtype=x.dtype, name="value")(x)
+    seen = jnp.einsum("bhts,bshd->bthd", nn.softmax(logits).astype(x.dtype), value)
+    return nn.DenseGeneral(width, axis=(-2, -1), dtype=x.dtype, name="out")(seen)
 
 
 class WeightNormalized(nn.Module):
@@ -190,6 +247,7 @@ class ResNet(nn.Module):
     blocks: n, residual blocks a stage; 1 makes ResNet-8, 3 ResNet-20.
     norm: `batch` for BatchNorm, or `group` for GroupNorm, whose examples are independent.
     show_features: whether the outputs show what the last layer sees.
+    cotangents: rounds those of the convolutions but the first, if given; a CotangentQuantizer.
   """
 
   num_outputs: int
@@ -197,6 +255,7 @@ class ResNet(nn.Module):
   blocks: int = 1
   norm: str = "batch"
   show_features: bool = False
+  cotangents: Any = None
 
   def __post_init__(self):
     check.one_of("norm", self.norm, ("batch", "group"))
@@ -208,7 +267,10 @@ class ResNet(nn.Module):
     _need_images("resnet", inputs)
 
     def conv(x, width, size, stride=1):
-      x = nn.Conv(width, (size, size), strides=stride, use_bias=False)(x)
+      layer = nn.Conv(width, (size, size), strides=stride, use_bias=False)
+      if self.cotangents is not None and x is not inputs:
+        layer = QuantizedCotangents(layer, self.cotangents)
+      x = layer(x)
       if self.norm == "group":
         return nn.GroupNorm(num_groups=math.gcd(_GROUPS, width))(x)
       return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
@@ -339,15 +401,25 @@ def _need_images(model: str, inputs: jax.Array) -> None:
 _GROUPS = 8
 _SMALL = nn.initializers.normal(0.02)
 
+
+def _resnet_int4(num_outputs: int, show_features: bool) -> ResNet:
+  method = importlib.import_module("optimizers.int4_gradients")
+  quantizer = method.quantized_cotangents(bits=4)
+  return ResNet(num_outputs, show_features=show_features, cotangents=quantizer)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
   "cnn": Cnn,
   "mlp": Mlp,
   "resnet": ResNet,
   "resnet_gn": functools.partial(ResNet, norm="group"),
+  "resnet_int4": _resnet_int4,
   "transformer": Transformer,
   "vit": Vit,
 }
-CONVOLUTIONAL = ("cnn", "resnet", "resnet_gn")
+CONVOLUTIONAL = ("cnn", "resnet", "resnet_gn", "resnet_int4")
+OPTIMIZERS = {"resnet_int4": "int4_gradients"}
+"""Optimizers that models need, since no other can train all of their parameters."""
 
 
 def make(name: str, num_outputs: int, *, show_features: bool = False) -> Model:

@@ -67,6 +67,13 @@ def batch_sum(values: jax.Array) -> jax.Array:
   return all_workers(jnp.sum(values))
 
 
+def batch_max(values: jax.Array) -> jax.Array:
+  """The largest of `values` that are not negative over the whole batch; 0 of none."""
+  axis_name = _axis_name.get()
+  largest = jnp.max(values, initial=0)
+  return largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+
+
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
   """sum_i w_i v_i, where values at weight 0 don't count even if they are not finite."""
   return batch_sum(weighted(values, weights))

@@ -54,7 +54,8 @@ class Config:
   dataset: str = "digits"
   """A name such as digits or mnist, an .npz file or a folder of images (jaxrl.data.load)."""
   model: str = "cnn"
-  """Model: cnn, mlp, resnet, resnet_gn (with GroupNorm), transformer (of tokens) or vit."""
+  """Model: cnn, mlp, resnet, resnet_gn (with GroupNorm), resnet_int4 (whose gradients have four
+  bits; by int4_gradients(...)), transformer (of tokens) or vit."""
   features: bool = False
   """Let methods see what the model's last layer sees, as `features`; udim needs it."""
   objective: str = "cross_entropy()"
@@ -153,6 +154,9 @@ def assemble(
   }
   names = {name: value for name, value in names.items() if value is not None}
   outputs = dataset.num_classes or batch["targets"].shape[-1]
+  needed = models.OPTIMIZERS.get(config.model, "")
+  if needed not in config.optimizer:
+    raise ValueError(f"model {config.model} trains by {needed}(...), got {config.optimizer!r}")
   return train.make_train(
     models.make(config.model, outputs, show_features=config.features),
     spec.objective(config.objective, **names),

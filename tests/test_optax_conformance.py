@@ -62,9 +62,11 @@ FITTED = {
   "dual_averaging": "dual_averaging(5e-4)",
   "extragradient": "extragradient(5e-4)",
   "frank_wolfe": "frank_wolfe(5e-4, domain=l2_ball(6.0))",
+  "cga": "cga(sgd(5e-4), boundary=1e9)",
   "gam": "gam(rho=0.01, rho_prime=0.001) | sgd(5e-4)",
   "gam_exact": "gam_exact(rho=0.01, alpha=0.1) | sgd(5e-4)",
   "gam_sam": "gam_sam(rho=0.01, alpha=0.1, rho_sam=0.001) | sgd(5e-4)",
+  "gaqat": "gaqat(rho=0.001) | sgd(5e-4)",
   "gradient_regularization": "gradient_regularization(gamma=1e-4, eps=0.01) | sgd(5e-4)",
   "gravity": "gravity(1.0)",
   "low_rank_mfac": "low_rank_mfac(m=4, rank=2, damp=100.0) | sgd(0.05)",
@@ -83,6 +85,7 @@ FITTED = {
   "sparse_ggt": "sparse_ggt(m=4, density=0.5, eps=100.0) | sgd(0.05)",
   "sparse_mfac": "sparse_mfac(m=4, density=0.5, damp=100.0) | sgd(0.05)",
   "unixgrad": "unixgrad(1.0, diameter=10.0)",
+  "track_oscillation": "sgd(5e-4) | track_oscillation(lsq())",
 }
 """Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
 

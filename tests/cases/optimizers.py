@@ -771,6 +771,64 @@ ROWS = [
     },
   ),
   OptimizerRow(
+    "reparameterized(adam(0.02), statsq(bits=3))",
+    bad={
+      "reparameterized(sgd(0.1), statsq(bits=0))": "bits must be a whole number of at least 1",
+      "reparameterized(sgd(0.1), statsq(axis=None))": "axis must be a whole number, got None",
+    },
+  ),
+  OptimizerRow(
+    "reparameterized(adam(0.02), lsq(bits=3))",
+    bad={
+      "reparameterized(sgd(0.1), lsq(bits=1))": "bits must be a whole number of at least 2, got 1",
+      "reparameterized(sgd(0.1), lsq(axis=0.5))": "axis must be a whole number, got 0.5",
+    },
+  ),
+  OptimizerRow(
+    "reparameterized(cga(adam(0.02), bits=2, boundary=0.1), statsq(bits=2))",
+    method="cga",
+    limits=(("cga(adam(0.02), boundary=1e9)", "adam(0.02)"),),
+    bad={
+      "cga(sgd(0.1), bits=0)": "bits must be a whole number of at least 1, got 0",
+      "cga(sgd(0.1), boundary=-1)": "boundary must be at least 0, got -1",
+      "cga(sgd(0.1), axis=0.5)": "axis must be a whole number, got 0.5",
+    },
+  ),
+  OptimizerRow(
+    "reparameterized(sgd(0.1) | track_oscillation(lsq(bits=3)), lsq(bits=3))",
+    method="track_oscillation",
+    limits=(("sgd(0.1) | track_oscillation(statsq())", "sgd(0.1)"),),
+    bad={
+      "track_oscillation(2)": "by must be a Reparameterization, got 2",
+      "track_oscillation(weight_norm())": "by must have levels, as statsq() and lsq() have",
+      "track_oscillation(statsq(), momentum=2)": "momentum must be in [0, 1], got 2",
+    },
+  ),
+  OptimizerRow(
+    "reparameterized(gaqat(rho=0.05, window=2, threshold=0.5) | sgd(0.1), lsq(bits=4))",
+    method="gaqat",
+    evaluations=1,
+    limits=(
+      ("gaqat(rho=0.05)", "sam(rho=0.05)"),
+      (
+        "reparameterized(gaqat(threshold=0, window=2) | sgd(0.1), lsq())",
+        "reparameterized(sam(mask=norm_layer_mask('raw|bias|gain')) | sgd(0.1), lsq())",
+      ),
+    ),
+    bad={
+      "gaqat(rho=-1)": "rho must be at least 0, got -1",
+      "gaqat(window=1)": "window must be a whole number of at least 2, got 1",
+      "gaqat(threshold=-1)": "threshold must be at least 0, got -1",
+      "gaqat(freeze='both')": "freeze must be one of ['smooth', 'task'], got 'both'",
+      "gaqat(eps=-1)": "eps must be at least 0, got -1",
+    },
+  ),
+  OptimizerRow(
+    "int4_gradients(sgd(0.1))",
+    limits=(("int4_gradients(adam(0.02))", "adam(0.02)"),),
+    bad={"int4_gradients(sgd(0.1), step=-1)": "step must be at least 0, got -1"},
+  ),
+  OptimizerRow(
     "orthonormal(strength=0.01) | sgd(0.1)",
     limits=(("orthonormal(strength=0)", "identity()"),),
     bad={"orthonormal(strength=-1)": "strength must be at least 0, got -1"},
