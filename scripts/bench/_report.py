@@ -39,10 +39,11 @@ class Report(NamedTuple):
 
   def markdown(self) -> str:
     """The machine, the ratios, the programs and what else the suite tells."""
+    ratios = [self._ratio_cells(ratio) for ratio in self.ratios]
     return "\n\n".join(
       (
         f"{machine_line(self.machine)}; {self.rounds} rounds",
-        _table(_RATIOS, [self._ratio_cells(ratio) for ratio in self.ratios]),
+        *([_table(_RATIOS, ratios)] if ratios else []),
         _table(_PROGRAMS, [_program_cells(timing) for timing in self.timings]),
         *(_titled(table) for table in self.tables),
       )
