@@ -127,8 +127,8 @@ def scale_by_micro_adam(
 
   Cost: no gradient evaluation; 0.5 + 4 m density + 4 / quant_block_size bytes a parameter,
     0.963 by default and 0.901 with buckets of 100,000 entries. No array of the size of the
-    parameters outlives a step besides the codes. The largest entries are found by 31 readings
-    of the gradient instead of a sort, which would gather sharded ones.
+    parameters outlives a step besides the codes. The largest entries are found by bisection
+    instead of a sort, which would gather sharded ones: about eight readings of the gradient.
 
   Notes:
     It follows the official CUDA code, with these differences. All arithmetic is in float32;
