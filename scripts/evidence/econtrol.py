@@ -65,7 +65,9 @@ def descended(
     updates, state = optimizer.update(gradient(x, worker, key), state, x)
     return optax.apply_updates(x, updates), state
 
-  each = jax.vmap(of_worker, in_axes=(None, axes, 0, None), out_axes=(None, axes), axis_name="data")
+  each: Any = jax.vmap(
+    of_worker, in_axes=(None, axes, 0, None), out_axes=(None, axes), axis_name="data"
+  )
 
   def step(carry, key):
     x, state = each(*carry, jnp.arange(workers), key)

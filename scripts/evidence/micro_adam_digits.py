@@ -34,8 +34,10 @@ def without_feedback(rate: Any) -> optax.GradientTransformation:
   """The same with its error set to zero after every step."""
   inner = with_feedback(rate)
 
-  def update(updates, state, params=None):
-    updates, (direction, *rest) = inner.update(updates, state, params)
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    after: Any
+    updates, after = inner.update(updates, state, params)
+    direction, *rest = after
     structure = jax.tree.structure(updates)
     leaves = [
       leaf._replace(**{name: jnp.zeros_like(getattr(leaf, name)) for name in leaf._fields[2:]})
@@ -47,7 +49,7 @@ def without_feedback(rate: Any) -> optax.GradientTransformation:
 
 
 @functools.cache
-def splits() -> dict[str, data.Split]:
+def splits() -> Any:
   """The digits."""
   return data.load("digits").splits
 
@@ -58,7 +60,7 @@ def trained(make: Any, rate: jax.Array, seed: jax.Array) -> Any:
   inputs, labels = (jnp.asarray(splits()["train"][name]) for name in ("inputs", "labels"))
   optimizer = make(rate)
   init_key, data_key = jax.random.split(jax.random.key(seed))
-  params = MODEL.init(init_key, inputs[:1], False)["params"]
+  params: Any = MODEL.init(init_key, inputs[:1], False)["params"]
 
   def loss_fn(params, chosen):
     logits: Any = MODEL.apply({"params": params}, inputs[chosen], False)
@@ -75,7 +77,7 @@ def trained(make: Any, rate: jax.Array, seed: jax.Array) -> Any:
   start = params, optimizer.init(params)
   (params, _), losses = jax.lax.scan(step, start, jax.random.split(data_key, STEPS))
 
-  def accuracy(split):
+  def accuracy(split: str) -> Any:
     logits: Any = MODEL.apply({"params": params}, splits()[split]["inputs"], False)
     return jnp.mean(logits.argmax(axis=-1) == splits()[split]["labels"])
 
