@@ -123,9 +123,9 @@ def largest(a: jax.Array, blocks: Sequence[Blocks]) -> tuple[jax.Array, jax.Arra
   for count, size, kept in blocks:
     stop = start + count * size
     part = a[:, start:stop].reshape(len(a), count, size)
-    chosen = _largest(jnp.abs(part.astype(jnp.float32)), kept)
-    where = _positions(chosen, kept)
-    which.append(chosen.reshape(len(a), -1))
+    bits = _bits(part)
+    where = _largest(bits, kept)
+    which.append(_stand_at(bits, where).reshape(len(a), -1))
     indices.append(where.reshape(len(a), -1))
     values.append(take(part, where).reshape(len(a), -1))
     start = stop
@@ -143,13 +143,34 @@ def take(blocks: jax.Array, where: jax.Array) -> jax.Array:
   return jax.vmap(jax.vmap(lambda block, i: block[i]))(blocks, where)
 
 
-def _largest(magnitudes: jax.Array, kept: int) -> jax.Array:
+def _bits(entries: jax.Array) -> jax.Array:
+  """Whole numbers in the order of the magnitudes: the bits of floats that are not negative."""
+  return jax.lax.bitcast_convert_type(jnp.abs(entries.astype(jnp.float32)), jnp.int32)
+
+
+def _largest(bits: jax.Array, kept: int) -> jax.Array:
+  """Where the `kept` largest of each block stand, in rising order, int32; of equals, the first.
+
+  They are in the groups with the `kept` largest maxima: first these are found, then the entries
+  in them. Both rounds together read a fifth of the entries at 1 %.
+  """
+  size = bits.shape[-1]
+  width = 1 << (math.isqrt(size // kept).bit_length() - 1)  # the power of two below
+  if width < 4:  # two rounds would read as much
+    return _positions(_chosen(bits, kept), kept)
+  groups = jnp.pad(bits, ((0, 0), (0, 0), (0, -size % width)))  # by what no entry is smaller than
+  groups = groups.reshape(*bits.shape[:-1], -1, width)
+  best = _positions(_chosen(jnp.max(groups, axis=-1), kept), kept)
+  candidates = take(groups, best).reshape(*bits.shape[:-1], -1)
+  inside = _positions(_chosen(candidates, kept), kept)
+  return take(best, inside // width) * width + inside % width
+
+
+def _chosen(bits: jax.Array, kept: int) -> jax.Array:
   """Which entries are among the `kept` largest of their block; of equals, the first.
 
   Found by the bits of the smallest of them: a sort would gather sharded magnitudes.
   """
-  # Floats that are not negative are in the order of their bits, taken as whole numbers.
-  bits = jax.lax.bitcast_convert_type(magnitudes, jnp.int32)
 
   def with_bit(i, threshold):
     raised = threshold | (1 << (30 - i))
@@ -162,8 +183,18 @@ def _largest(magnitudes: jax.Array, kept: int) -> jax.Array:
   return above | (equal & (_counted(equal) <= left))
 
 
+def _stand_at(bits: jax.Array, where: jax.Array) -> jax.Array:
+  """Which entries are the largest ones, given where those stand."""
+  smallest = take(bits, where)
+  threshold = jnp.min(smallest, axis=-1, keepdims=True)
+  last = jnp.max(jnp.where(smallest == threshold, where, 0), axis=-1, keepdims=True)
+  equal = (bits == threshold) & (jnp.arange(bits.shape[-1])[None, None] <= last)
+  return (bits > threshold) | equal
+
+
 def _count(chosen: jax.Array) -> jax.Array:
-  return jnp.sum(chosen, axis=-1, dtype=jnp.int32)
+  """How many entries of each block are chosen, in as few bits as hold a block's."""
+  return jnp.sum(chosen, axis=-1, dtype=index_dtype(chosen.shape[-1]))
 
 
 def _counted(chosen: jax.Array) -> jax.Array:

@@ -22,7 +22,6 @@ from tests.properties import (
   assert_identical,
   differs,
   entry_of,
-  quick_jit,
   stacked,
   types_of,
 )
@@ -53,7 +52,7 @@ class Bench:
   @functools.cached_property
   def start(self) -> Any:
     """The state before the first step."""
-    return quick_jit(self.solver.init)(self.params)
+    return jax.jit(self.solver.init)(self.params)
 
   def run(self, steps: int, state: Any = None) -> list[Any]:
     """The states after each of `steps` steps."""
@@ -127,7 +126,7 @@ def scan(bench: Bench) -> None:
     state = bench.solver.step(state)
     return state, state
 
-  _, states = quick_jit(lambda state: jax.lax.scan(body, state, length=50))(bench.start)
+  _, states = jax.jit(lambda state: jax.lax.scan(body, state, length=50))(bench.start)
   assert_finite(states)
   first = jax.tree.map(lambda leaf: leaf[:5], states)
   assert_close(first, stacked(bench.reference), 10 * bench.row.tolerance)
@@ -144,7 +143,7 @@ def vmap_is_loop(bench: Bench) -> None:
     members.append(member)
   loop = [bench.run(3, member)[-1] for member in members]
   vmapped = stacked(members)
-  step = quick_jit(jax.vmap(bench.solver.step))
+  step = jax.jit(jax.vmap(bench.solver.step))
   for _ in range(3):
     vmapped = step(vmapped)
   assert_close(vmapped, stacked(loop), 10 * bench.row.tolerance)
@@ -156,7 +155,7 @@ def float64(bench: Bench) -> None:
   with jax.enable_x64(True):
     solver = bench.made(bench.row.spec)
     start = solver.init(solver_problem.parameters(dtype=jnp.float64))
-    step = quick_jit(solver.step)
+    step = jax.jit(solver.step)
     state = step(step(start))
     assert types_of(state) == types_of(start)
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(state.params))
@@ -166,8 +165,8 @@ def float64(bench: Bench) -> None:
 @checks()
 def bfloat16(bench: Bench) -> None:
   """From parameters in bfloat16 on, iterates are in float32."""
-  start = quick_jit(bench.solver.init)(solver_problem.parameters(dtype=jnp.bfloat16))
-  state = quick_jit(bench.solver.step)(start)
+  start = jax.jit(bench.solver.init)(solver_problem.parameters(dtype=jnp.bfloat16))
+  state = jax.jit(bench.solver.step)(start)
   assert types_of(state) == types_of(bench.start)
 
 
@@ -222,7 +221,7 @@ def cost(bench: Bench) -> None:
   state = solver.init(bench.params)
   jax.effects_barrier()
   count.clear()
-  step = quick_jit(solver.step)
+  step = jax.jit(solver.step)
   for _ in range(5):
     state = step(state)
   jax.block_until_ready(state)

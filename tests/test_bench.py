@@ -12,10 +12,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxrl import models
 from scripts import bench
 from scripts.bench import __main__ as command
-from scripts.bench import sharpness, train
-from scripts.bench._measure import Case, Comparison, Program, Ratio, measure, of_step
+from scripts.bench import compressed, memory, sharpness, train
+from scripts.bench._measure import Case, Comparison, Program, Ratio, Table, measure, of_step
 from scripts.bench._peers import Peers
 from scripts.bench._report import Report, machine
 
@@ -104,9 +105,9 @@ def test_another_program_begins_in_every_round():
 def test_programs_that_are_missing_leave_their_rows_empty():
   programs = {"ours": Program(None, "missing: a"), "peer": Program(None, "missing: b")}
   measured = measure(Case("c", programs, [Comparison("ours", "peer", 1.0)]), rounds=2)
-  table = Report("s", 2, machine(), *measured).markdown()
+  table = Report("s", 2, machine(), *measured, []).markdown()
   assert "| c | ours (missing: a) | peer (missing: b) | - | - | 1 | - |" in table
-  assert "| c | peer (missing: b) |" + " - |" * 8 in table
+  assert "| c | peer (missing: b) |" + " - |" * 9 in table
 
 
 def test_a_step_is_traced_once_and_its_costs_are_counted():
@@ -126,6 +127,7 @@ def test_a_step_is_traced_once_and_its_costs_are_counted():
   assert program.arguments == 4 * (2 * WIDTH**2 + WIDTH)
   assert program.outputs >= 4 * (WIDTH**2 + WIDTH + 1)
   assert program.temporaries >= 0
+  assert 4 * 2 * WIDTH**2 <= program.peak <= program.temporaries + 4 * (2 * WIDTH**2 + 2 * WIDTH)
   assert program.flops == pytest.approx(2 * WIDTH**3, rel=0.1)
 
 
@@ -218,12 +220,14 @@ def test_the_limit_of_a_comparison_comes_first(own, limit, exceeds):
 def test_a_limit_that_is_exceeded_is_marked():
   programs = {"ours": scripted(2, 2), "peer": scripted(1, 1)}
   measured = measure(Case("c", programs, [Comparison("ours", "peer", 1.5)]), rounds=1)
-  table = Report("s", 1, machine(), *measured).markdown()
+  table = Report("s", 1, machine(), *measured, []).markdown()
   assert "| c | ours | peer | 2.000 | 2.000 to 2.000 | 1.5 (exceeded) | - |" in table
 
 
 WRONG = {
-  "suite": (["--suite", "trian"], "one of ['second_order', 'sharpness', 'train'], got 'trian'"),
+  "suite": (["--suite", "trian"], "must be one of ['compressed', 'memory', 'second_order', "),
+  "no sizes": (["--sizes", "1e6"], "suite train has no sizes, got (1000000.0,)"),
+  "sizes": (["--suite", "compressed", "--sizes", "0.5"], "whole numbers of at least 1, got 0.5"),
   "rounds": (["--rounds", "0"], "rounds must be a whole number of at least 1, got 0"),
   "peers": (["--peers", "no/python"], "peers must be the path of a Python, got 'no/python'"),
 }
@@ -323,6 +327,47 @@ def test_sharpness_methods_do_the_work_of_their_gradients():
   assert flops["sam"] <= 2.1 * flops["plain"]
   assert flops["sam"] <= 1.01 * flops["optax.contrib.sam"]
   assert flops["gam"] <= 4.3 * flops["plain"]
+
+
+def test_tables_of_a_suite_stand_below_its_programs():
+  table = Table("bytes", ("leaf", "size"), [["kernel", 3], ["bias", None]])
+  report = Report("s", 2, machine(), [], [], [table])
+  end = "bytes\n\n| leaf | size |\n| --- | --- |\n| kernel | 3 |\n| bias | - |"
+  assert report.markdown().endswith(end)
+  assert json.loads(json.dumps(report.as_json()))["tables"][0]["rows"] == [*map(list, table.rows)]
+
+
+@pytest.mark.parametrize("model", memory.MODELS)
+def test_micro_adam_keeps_less_than_a_byte_a_parameter_of_leaves_of_a_block(model):
+  table = memory.table(model)
+  big, small, whole = (dict(zip(table.header, row, strict=True)) for row in table.rows[-3:])
+  assert big[memory.DEFAULT] <= 0.97 and big[memory.LARGE] <= 0.91
+  assert big["adamw"] == small["adamw"] == 8
+  assert big["parameters"] + small["parameters"] == whole["parameters"]
+  assert big["parameters"] > 0.95 * whole["parameters"]
+
+
+@pytest.mark.parametrize("name", memory.OPTIMIZERS)
+def test_what_leaves_keep_is_all_of_the_state_but_counters(name):
+  optimizer = memory.OPTIMIZERS[name]
+  params = {"kernel": jnp.zeros((64, 96)), "bias": jnp.zeros(96)}
+  state = optimizer.init(params)
+  whole = sum(x.nbytes for x in jax.tree.leaves(state))
+  kept = memory.bytes_of_leaves(optimizer, params)
+  assert 0 <= whole - sum(kept.values()) <= 16
+
+
+def test_all_selections_find_the_same_entries():
+  entries = jnp.abs(jax.random.normal(jax.random.key(0), (1, 2, compressed.BLOCK)))
+  found = [jax.jit(select)(entries) for select in compressed.SELECTIONS.values()]
+  for other in found[1:]:
+    np.testing.assert_array_equal(other, found[0])
+
+
+def test_a_transformer_has_about_as_many_parameters_as_are_asked_for():
+  module, batch = compressed.transformer(10**6)
+  params = jax.eval_shape(models.from_flax(module).init, jax.random.key(0), batch["inputs"][:1])[0]
+  assert 0.8e6 < sum(x.size for x in jax.tree.leaves(params)) < 2.5e6
 
 
 def test_every_suite_has_its_results():

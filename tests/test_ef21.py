@@ -13,10 +13,13 @@ from jaxrl.checkpoint import CheckpointError, Checkpoints
 from jaxrl.models import Model
 from jaxrl.oracle import PerWorker
 from optimizers.compressors.top_k import top_k
+from optimizers.econtrol import econtrol
+from optimizers.ef14 import ef14
 from optimizers.ef21 import ef21
+from optimizers.ef21_w import ef21_w
 from tests import tiers
 
-pytestmark = tiers.unless_changed("optimizers/ef21")
+pytestmark = tiers.unless_changed("optimizers/ef14", "optimizers/ef21", "optimizers/econtrol")
 
 WORKERS, STEPS, RATE = 8, 6, 0.1
 SHAPES = {"bias": (5,), "gain": (), "kernel": (4, 5)}
@@ -230,6 +233,26 @@ def test_checkpoints_keep_each_workers_estimate_and_refuse_other_workers(tmp_pat
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     assert a.sharding == b.sharding
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  "method",
+  [
+    lambda: ef14(top_k(0.05), axis_name="data"),
+    lambda: ef21(top_k(0.05), axis_name="data", momentum=0.1, downlink=top_k(0.5)),
+    lambda: ef21_w(top_k(0.05), range(1, WORKERS + 1), axis_name="data"),
+    lambda: econtrol(top_k(0.05), axis_name="data"),
+  ],
+)
+def test_state_of_workers_comes_back_to_as_many_alone(method, tmp_path):
+  state, *_ = make_run(method())
+  fewer, *_ = make_run(method(), workers=4)
+  with Checkpoints(tmp_path, {}) as checkpoints:
+    checkpoints.save(1, state)
+    restored = checkpoints.restore_latest(state).state
+    with pytest.raises(CheckpointError, match=r"is of 8 workers, now there are 4.*Go on with 8"):
+      checkpoints.restore_latest(fewer)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 @pytest.mark.parametrize("axis_name", [None, "data"])

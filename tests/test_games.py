@@ -8,7 +8,6 @@ import pytest
 
 from jaxrl import games
 from optimizers.og_plus import og_plus
-from tests.properties import quick_jit
 
 PRODUCT = (lambda x, y: x @ y, lambda x, y: -x @ y)
 START = (jnp.array([1.0, -2.0]), jnp.array([0.5, 1.0]))
@@ -50,7 +49,7 @@ def test_answers_are_those_of_the_methods():
 def test_noise_has_the_sizes_that_it_is_given():
   told = (jnp.array([2.0, 0.0]), jnp.array([-1.0]))
   noisy = games.with_noise(lambda actions, key: told, additive=0.5, multiplicative=2.0)
-  draws = quick_jit(jax.vmap(lambda key: noisy((), key)))
+  draws = jax.jit(jax.vmap(lambda key: noisy((), key)))
   first, second = draws(jax.random.split(jax.random.key(0), 20000))
   np.testing.assert_allclose(jnp.mean(first, axis=0), [2, 0], atol=0.1)
   np.testing.assert_allclose(jnp.std(first, axis=0), [np.hypot(4, 0.5), 0.5], rtol=0.03)
@@ -61,7 +60,7 @@ def test_noise_has_the_sizes_that_it_is_given():
 def test_another_key_is_another_game_and_the_same_the_same():
   feedback = games.with_noise(games.gradients(PRODUCT), additive=0.1)
   play = lambda key: games.play(feedback, 2 * [optax.sgd(0.1)], START, 3, key).actions[0]  # noqa: E731
-  one, same, other = quick_jit(jax.vmap(play))(jax.vmap(jax.random.key)(jnp.array([0, 0, 1])))
+  one, same, other = jax.jit(jax.vmap(play))(jax.vmap(jax.random.key)(jnp.array([0, 0, 1])))
   np.testing.assert_array_equal(one, same)
   assert np.all(one[1:] != other[1:])
 

@@ -140,6 +140,23 @@ def test_the_largest_entries_of_each_block_are_kept_in_order():
     np.testing.assert_array_equal(indices, np.concatenate(largest))
 
 
+@pytest.mark.parametrize("levels", [5, 10**6])
+def test_of_equal_entries_the_first_are_kept_and_no_other_leaves_the_error(levels):
+  rng = np.random.default_rng(0)
+  gradient = rng.integers(-levels, levels, size=(3, 903)).astype(np.float32)  # 903 is 4 * 225 + 3
+  _, state = run([jnp.asarray(gradient)], block_size=1024, shards=3, quant_block_size=904)
+  kept = 9
+  _, expected = jax.lax.top_k(jnp.abs(gradient), kept)
+  np.testing.assert_array_equal(state.leaves.indices[:, 0], np.sort(expected, axis=1))
+  left = gradient.copy()
+  np.put_along_axis(left, np.asarray(expected), 0, axis=1)
+  codes = np.stack([state.leaves.codes >> 4, state.leaves.codes & 15], axis=-1).reshape(3, -1)
+  low, high = (np.asarray(side, np.float32) for side in (state.leaves.low, state.leaves.high))
+  step = (high - low) / 15
+  inside = np.clip(left, low, high)  # ends are rounded to bfloat16
+  assert np.all(np.abs(low + codes[:, :903] * step - inside) <= 0.501 * step)
+
+
 def test_rows_of_several_shards_round_the_entries_of_short_blocks_down():
   one, many = (scale_by_micro_adam(shards=n).init(jnp.zeros((64, 64))) for n in (1, 8))
   assert one.leaves.indices.shape == (1, 10, 41)

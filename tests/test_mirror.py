@@ -11,7 +11,6 @@ from optimizers.mirror_descent import mirror_descent
 from optimizers.mirror_maps import entropy, euclidean, mahalanobis, p_norm
 from optimizers.optimistic_omd import optimistic_ensemble, optimistic_omd, optimistic_ons
 from optimizers.projections import box, l1_ball, l2_ball, nearest_in_norm, non_negative, simplex
-from tests.properties import quick_jit
 
 SIZE = 4
 DOMAINS = {
@@ -49,10 +48,10 @@ def test_projections_are_nearest_in_the_euclidean_and_in_other_norms(name):
   matrix = random_matrix()
   eigenvalues = np.linalg.eigvalsh(matrix)
   with jax.enable_x64(True):
-    search = quick_jit(
+    search = jax.jit(
       lambda x, h: nearest_in_norm(projection, x, lambda v: h @ v, eigenvalues[0], eigenvalues[-1])
     )
-    nearest = quick_jit(projection.nearest)
+    nearest = jax.jit(projection.nearest)
     for point in np.random.default_rng(1).normal(size=(4, SIZE)):
       plain = nearest(jnp.asarray(point))
       expected = quadratic_minimiser(np.eye(SIZE), point, constraints, np.asarray(plain))
@@ -84,7 +83,7 @@ def test_nearest_in_norm_on_a_ball_solves_the_secular_equation():
 def test_lowest_points_are_in_the_domain_and_below_all_others(name):
   projection, _ = DOMAINS[name]
   rng = np.random.default_rng(0)
-  nearest, lowest = (quick_jit(jax.vmap(function)) for function in projection)
+  nearest, lowest = (jax.jit(jax.vmap(function)) for function in projection)
   inside = np.asarray(nearest(jnp.asarray(3 * rng.normal(size=(200, SIZE)), jnp.float32)))
   directions = np.append(rng.normal(size=(5, SIZE)), np.zeros((1, SIZE)), axis=0)
   vertices = lowest(jnp.asarray(directions, jnp.float32))
@@ -97,7 +96,7 @@ def test_domains_of_all_parameters_together_see_the_whole_tree():
   tree = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(-4.0)}
   ball, polytope = l2_ball(1.0), l1_ball(1.0)
 
-  @quick_jit
+  @jax.jit
   def points(tree):
     return ball.nearest(tree), polytope.nearest(tree), polytope.lowest(tree)
 
@@ -105,7 +104,7 @@ def test_domains_of_all_parameters_together_see_the_whole_tree():
   np.testing.assert_allclose(round_one["b"], -0.8, rtol=1e-6)
   np.testing.assert_allclose(flat_one["a"], [0, 0], atol=1e-6)
   assert vertex["b"] == 1 and not np.any(vertex["a"])
-  rows = quick_jit(simplex().nearest)(jnp.array([[0.2, 0.8], [3.0, 0.0]]))
+  rows = jax.jit(simplex().nearest)(jnp.array([[0.2, 0.8], [3.0, 0.0]]))
   np.testing.assert_allclose(rows, [[0.2, 0.8], [1, 0]], atol=1e-6)
 
 
@@ -124,7 +123,7 @@ def divergence_step(mirror, psi, start, direction, constraints=()):
   def objective(x):
     return psi(x) + (direction - slope) @ x
 
-  compiled = quick_jit(jax.value_and_grad(objective))
+  compiled = jax.jit(jax.value_and_grad(objective))
   found = scipy.optimize.minimize(
     lambda x: tuple(np.asarray(part) for part in compiled(x)),
     np.asarray(start),

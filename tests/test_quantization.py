@@ -21,7 +21,7 @@ from optimizers.weights.qk_reparam import qk_reparam
 from optimizers.weights.statsq import statsq
 from optimizers.weights.weight_norm import weight_norm
 from scripts.train import Config, assemble
-from tests.properties import assert_close, assert_identical, differs, quick_jit
+from tests.properties import assert_close, assert_identical, differs
 
 SIZE, FEATURES, HIDDEN, CLASSES = 16, 6, 8, 3
 
@@ -102,7 +102,7 @@ def test_intervals_with_micro_batches_that_are_alike():
       jnp.asarray(rows["inputs"]),
       micro_batches=parts,
     )
-    after, _ = quick_jit(lambda: made.step(made.init(0), rows))()
+    after, _ = jax.jit(lambda: made.step(made.init(0), rows))()
     return after.optimizer
 
   together, apart = gradient(1), gradient(4)
@@ -121,15 +121,15 @@ def test_seeds_have_intervals_of_their_own():
     return pull_back(cotangent)
 
   gammas = jnp.array([0.0, 0.5, 0.0])
-  together = quick_jit(jax.vmap(found))(cotangents, gammas)
+  together = jax.jit(jax.vmap(found))(cotangents, gammas)
   for i in range(3):
-    own = quick_jit(found)(cotangents[i], gammas[i])
+    own = jax.jit(found)(cotangents[i], gammas[i])
     assert_close(jax.tree.map(lambda x, i=i: x[i], together), own, 10)
 
 
 def test_intervals_take_any_cotangent():
   by = quantized_cotangents()
-  run = quick_jit(lambda g, i: jax.vjp(lambda x: by.apply(x, i, jax.random.key(0)), g)[1](g)[0])
+  run = jax.jit(lambda g, i: jax.vjp(lambda x: by.apply(x, i, jax.random.key(0)), g)[1](g)[0])
   for gamma in (0.0, 0.5):
     interval = by.init()._replace(gamma=jnp.array(gamma))
     for scale in (0.0, 1e-30, 1e30):
@@ -170,7 +170,7 @@ def test_rounded_layers_learn():
   model = models.from_flax(Rounded())
   optimizer = optax.adam(0.02)
   parts = train.make_train(model, oracle.lift(cross_entropy), optimizer, batch()["inputs"])
-  state, step = quick_jit(parts.init)(0), quick_jit(parts.step)
+  state, step = jax.jit(parts.init)(0), jax.jit(parts.step)
   losses = []
   for _ in range(40):
     state, metrics = step(state, batch())

@@ -11,7 +11,6 @@ from jaxrl import parallel
 from optimizers.sparse_ggt import sparse_ggt
 from optimizers.sparse_mfac import sparse_mfac
 from tests import hlo
-from tests.properties import quick_jit
 
 M = 12
 SHARDED = {"kernel": (256, 70), "bias": (64,), "odd": (7, 30)}
@@ -57,7 +56,7 @@ def sharded(method):
     .lower(params, state)
     .compile()
   )
-  alone = quick_jit(optimizer.update)
+  alone = jax.jit(optimizer.update)
   found = expected = state
   for seed in range(3):
     gradient = leaves_of(SHARDED, seed)
@@ -103,7 +102,7 @@ def test_leaves_of_any_size():
   shapes = [(), (1,), (0, 8), (3, 0), (7,), (5, 3), (2, 67), (16, 9)]
   optimizer = sparse_mfac(3, 0.2, 0.1, block_size=8)
   gradient = leaves_of(shapes)
-  state, step = optimizer.init(gradient), quick_jit(optimizer.update)
+  state, step = optimizer.init(gradient), jax.jit(optimizer.update)
   for _ in range(2):
     updates, state = step(gradient, state)
   for update, shape in zip(updates, shapes, strict=True):
@@ -115,7 +114,7 @@ def test_leaves_of_any_size():
 def test_zero_gradients_move_nothing_and_leave_the_window_as_it_was():
   optimizer = sparse_mfac(3, 0.2, 1e-7)
   state = optimizer.init(jnp.zeros((8, 8)))
-  updates, after = quick_jit(optimizer.update)(jnp.zeros((8, 8)), state)
+  updates, after = jax.jit(optimizer.update)(jnp.zeros((8, 8)), state)
   assert not np.any(updates)
   assert not np.any(after.windows.values)
   jax.tree.map(np.testing.assert_array_equal, after.gram, state.gram)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl import models, parallel, spec, train
+from jaxrl import fit, models, parallel, spec, train
 from optimizers.compressors.rand_k import rand_k
 from optimizers.compressors.scaled_sign import scaled_sign
 from optimizers.compressors.top_k import top_k
@@ -52,6 +52,9 @@ VARIANTS = {
   "plus": lambda: ef21(top_k(0.01), plus=True, **SPARSE),
   "signs": lambda: ef14(scaled_sign(), axis_name="data"),
 }
+
+
+BYTES = {"ef14": 4, "signs": 4, "econtrol": 12, "options": 16}  # a parameter; 8 of the others
 
 
 @functools.cache
@@ -137,6 +140,22 @@ def test_variants_send_their_entries_and_a_few_scalars(method):
   assert sent_by_all(found) <= bound(sizes)
   assert {c.kind for c in found if c.bytes > 8} == {"all-gather"}
   assert not any(c.within for c in found)
+
+
+@pytest.mark.parametrize("method", VARIANTS)
+def test_variants_report_what_a_worker_sends_and_keep_what_they_say(method):
+  step, state, examples, sizes = compiled(method)
+  found, _ = traffic(method)
+  if method == "shared key":
+    sent = 4 * sum(math.ceil(size / 100) for size in sizes)
+    assert 0 <= sum(c.bytes for c in found) - sent <= 16
+  else:
+    sent = sum(c.bytes for c in found if c.kind == "all-gather") + 4 * (method == "plus")
+  kept = sum(map(fit._bytes_on_one_device, jax.tree.leaves(state.optimizer))) / sum(sizes)
+  assert kept == pytest.approx(BYTES.get(method, 8), abs=0.01)
+  _, metrics = step(state, examples)
+  (reported,) = (value for name, value in metrics.items() if name.endswith("/bytes_sent"))
+  assert reported == sent
 
 
 def test_with_a_shared_key_values_alone_are_reduced():

@@ -9,7 +9,7 @@ import pytest
 
 from objectives.calibration.saocp import saocp, sf_ogd
 from tests import values
-from tests.properties import assert_close, quick_jit, types_of
+from tests.properties import assert_close, types_of
 
 BOTH = {"sf_ogd": sf_ogd(4.0), "saocp": saocp(4.0)}
 
@@ -21,7 +21,7 @@ def radii(calibrator, scores, state=None):
     return calibrator.update(state, score), calibrator.predict(state)
 
   start = calibrator.init() if state is None else state
-  last, seen = quick_jit(lambda s, x: jax.lax.scan(step, s, x))(start, jnp.asarray(scores))
+  last, seen = jax.jit(lambda s, x: jax.lax.scan(step, s, x))(start, jnp.asarray(scores))
   return seen, last
 
 
@@ -70,7 +70,7 @@ def test_calibrators_are_scans_over_states_of_one_type(name):
   calibrator, stream = BOTH[name], scores(12)
   found, last = radii(calibrator, stream)
   assert types_of(last) == types_of(calibrator.init())
-  state, update = calibrator.init(), quick_jit(calibrator.update)
+  state, update = calibrator.init(), jax.jit(calibrator.update)
   for score, expected in zip(stream, found, strict=True):
     assert_close(calibrator.predict(state), expected)
     state = update(state, score)

@@ -13,7 +13,6 @@ from optimizers.newton_cg import newton_cg
 from optimizers.oasis import oasis
 from optimizers.saddle_free_newton import saddle_free_newton
 from tests import values
-from tests.properties import quick_jit
 
 
 def run(optimizer, loss_at, params, steps, watch=lambda state: None):
@@ -22,7 +21,7 @@ def run(optimizer, loss_at, params, steps, watch=lambda state: None):
   The loss of step t is `loss_at(t)`.
   """
 
-  @quick_jit
+  @jax.jit
   def step(params, state, t):
     loss = loss_at(t)
     gradient = jax.grad(loss)(params)
@@ -157,7 +156,7 @@ def test_oasis_estimates_the_diagonal_of_a_full_hessian():
   optimizer = oasis(1.0, warm_start=3000)
   w = jnp.asarray(rng.normal(size=4))
   loss = lambda w: 0.5 * w @ jnp.asarray(hessian, w.dtype) @ w  # noqa: E731
-  _, state = quick_jit(
+  _, state = jax.jit(
     lambda g, s, w: optimizer.update(g, s, w, value_fn=loss)
   )(jax.grad(loss)(w), optimizer.init(w), w)  # fmt: skip
   np.testing.assert_allclose(state.diagonal, np.diag(hessian), rtol=0.1)

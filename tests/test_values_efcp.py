@@ -12,7 +12,6 @@ from optimizers.low_rank_mfac import low_rank_mfac
 from optimizers.sparse_ggt import sparse_ggt
 from optimizers.sparse_mfac import sparse_mfac
 from tests import values
-from tests.properties import quick_jit
 
 WHOLE = {"block_size": None, "shards": 1}
 
@@ -21,7 +20,7 @@ def points_of(optimizer, golden):
   """The parameters after each step on a golden's gradients, in float64."""
   with jax.enable_x64(True):
     params = jax.tree.map(jnp.asarray, golden["start"])
-    state, step = optimizer.init(params), quick_jit(optimizer.update)
+    state, step = optimizer.init(params), jax.jit(optimizer.update)
     after = []
     for gradient in golden["gradients"]:
       updates, state = step(jax.tree.map(jnp.asarray, gradient), state, params)
@@ -45,7 +44,7 @@ def updates_of(optimizer, gradients):
     return state, updates
 
   gradients = jnp.asarray(gradients, jnp.float32)
-  state, updates = quick_jit(functools.partial(jax.lax.scan, step))(
+  state, updates = jax.jit(functools.partial(jax.lax.scan, step))(
     optimizer.init(gradients[0]), gradients
   )
   return np.asarray(updates, np.float64), state
@@ -217,7 +216,7 @@ def test_low_rank_mfac_is_a_dense_solve_with_what_it_sends():
   m, damp, shape = 5, 1e-2, (9, 7)
   gradients = rng.normal(size=(14, 9, 1)) * rng.normal(size=(14, 1, 7)) + 0.1
   optimizer = low_rank_mfac(m, 2, damp)
-  state, step = optimizer.init(jnp.zeros(shape)), quick_jit(optimizer.update)
+  state, step = optimizer.init(jnp.zeros(shape)), jax.jit(optimizer.update)
   sent, updates = [], []
   for t, gradient in enumerate(gradients):
     update, state = step(jnp.asarray(gradient, jnp.float32), state)

@@ -10,7 +10,7 @@ from optimizers.solvers.groupwise_sleeping_experts import (
   groupwise_sleeping_experts,
   online_ridge,
 )
-from tests.properties import assert_identical, quick_jit, types_of
+from tests.properties import assert_identical, types_of
 
 ROUNDS, NUMBER, SIZE = 40, 4, 3
 RNG = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def weighed(experts, losses, awake):
   def step(state, given):
     return experts.update(state, *given), experts.weights(state, given[1])
 
-  run = quick_jit(lambda *given: jax.lax.scan(step, experts.init(losses.shape[1]), given)[1])
+  run = jax.jit(lambda *given: jax.lax.scan(step, experts.init(losses.shape[1]), given)[1])
   return run(jnp.asarray(losses), jnp.asarray(awake))
 
 
@@ -90,7 +90,7 @@ def predicted(method, x, groups, y):
     inputs, held, target = given
     return method.update(state, inputs, held, target), method.predict(state, inputs, held)
 
-  run = quick_jit(lambda *given: jax.lax.scan(step, method.init(), given))
+  run = jax.jit(lambda *given: jax.lax.scan(step, method.init(), given))
   return run(*map(jnp.asarray, (x, groups, y)))
 
 
@@ -143,7 +143,7 @@ def test_groupwise_sleeping_experts_mixes_the_learners_of_the_groups_that_hold()
 def test_groupwise_sleeping_experts_leaves_those_who_sleep_as_they_are():
   method = groupwise_sleeping_experts(online_ridge(SIZE), 2)
   state = method.init()
-  update = quick_jit(method.update)
+  update = jax.jit(method.update)
   after = update(state, jnp.ones(SIZE), jnp.array([True, False]), 1.0)
   second = lambda tree: jax.tree.map(lambda leaf: leaf[1], tree)  # noqa: E731
   assert_identical(second(after), second(state))

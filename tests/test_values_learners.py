@@ -17,7 +17,6 @@ from optimizers.online_learners import optimistic_ogd, projected_ogd, scale_free
 from optimizers.online_to_nonconvex import online_to_nonconvex
 from optimizers.opt_amsgrad import opt_amsgrad
 from optimizers.u_dog import u_dog, unixgrad
-from tests.properties import quick_jit
 
 STEPS, START = 30, np.array([1.0, -2.0, 0.5])
 CURVATURE = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 0.7]])
@@ -37,7 +36,7 @@ def close(actual, expected, tolerance=1e-9):
 def path(optimizer, gradient_at, start=START, answer=None):
   """The parameters after each step in float64, or the answers."""
 
-  @quick_jit
+  @jax.jit
   def step(params, state, count):
     updates, state = optimizer.update(gradient_at(params, count), state, params)
     return optax.apply_updates(params, updates), state
@@ -112,7 +111,7 @@ def test_opt_amsgrad_extrapolates_three_gradients_as_by_hand(combine, normalise,
   )
   w = jnp.zeros(2)
   state = optimizer.init(w)
-  step = quick_jit(optimizer.update)
+  step = jax.jit(optimizer.update)
   for gradient in ([1.0, -2.0], [0.6, -1.5], [0.5, -0.8]):
     updates, state = step(jnp.array(gradient), state, w)
   # The step is -(theta + m) from where the steps without guesses led before.
@@ -248,7 +247,7 @@ def test_u_dog_is_orders_of_magnitude_ahead_of_descent_on_an_ill_conditioned_par
   loss = lambda x: jnp.sum(scales * x**2) / 2  # noqa: E731
   start = jnp.asarray(np.random.default_rng(0).normal(size=20), jnp.float32)
 
-  @quick_jit
+  @jax.jit
   def run(start):
     method = u_dog()
 
@@ -368,7 +367,7 @@ def test_online_to_nonconvex_knows_in_expectation_what_a_step_changes():
     updates, state = method.update(-first, state, w)
     return jax.grad(loss)(w + updates) @ state.step, loss(state.x) - loss(w)
 
-  found, wanted = quick_jit(jax.vmap(change))(jnp.arange(4000))
+  found, wanted = jax.jit(jax.vmap(change))(jnp.arange(4000))
   noise = 4 * jnp.std(found) / jnp.sqrt(4000)
   assert abs(jnp.mean(found) - wanted[0]) < noise < 0.2
 
@@ -386,7 +385,7 @@ def test_online_to_nonconvex_makes_the_mean_gradient_small_where_single_ones_are
 
   w = jnp.array([1.0, 1.0])
   keys = jax.random.split(jax.random.key(0), 10 * epoch)
-  run = quick_jit(lambda w: jax.lax.scan(step, (w, method.init(w)), keys))
+  run = jax.jit(lambda w: jax.lax.scan(step, (w, method.init(w)), keys))
   (w, state), gradients = run(w)
   last = gradients[-epoch:]
   assert jnp.min(jnp.linalg.norm(last, axis=1)) > 0.99

@@ -17,7 +17,6 @@ from optimizers.optimistic_omd import optimistic_ensemble, optimistic_omd, optim
 from optimizers.projections import box, l1_ball, l2_ball, simplex
 from optimizers.step_sizes import sea_adahedge, sea_convex, sea_strongly_convex
 from tests import values
-from tests.properties import quick_jit
 
 ROUNDS, SIZE, RADIUS = 40, 3, 0.9
 
@@ -40,7 +39,7 @@ def played(optimizer, targets, hints=None, start=START):
   """The decisions against the losses 0.5 |x - b_t|^2."""
   hints = None if hints is None else jnp.asarray(hints)
   stream = online.quadratic(jnp.asarray(targets))
-  return quick_jit(lambda: online.play(optimizer, stream, jnp.asarray(start), hints))().decisions
+  return jax.jit(lambda: online.play(optimizer, stream, jnp.asarray(start), hints))().decisions
 
 
 def on_ball(x, radius=RADIUS):
@@ -210,7 +209,7 @@ def costs():
 
 def against(optimizer, slopes, start):
   stream = online.linear(jnp.asarray(slopes))
-  return quick_jit(lambda: online.play(optimizer, stream, jnp.asarray(start)))().decisions
+  return jax.jit(lambda: online.play(optimizer, stream, jnp.asarray(start)))().decisions
 
 
 def rows_of(weights):
@@ -298,7 +297,7 @@ def run(optimizer, loss, start, rounds):
   def steps(start):
     return jax.lax.scan(step, (start, optimizer.init(start)), length=rounds)
 
-  (params, state), decisions = quick_jit(steps)(start)
+  (params, state), decisions = jax.jit(steps)(start)
   return decisions, params, state
 
 

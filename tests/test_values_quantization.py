@@ -23,7 +23,6 @@ from optimizers.weights.lsq import lsq
 from optimizers.weights.qk_reparam import qk_reparam
 from optimizers.weights.statsq import statsq
 from tests import values
-from tests.properties import quick_jit
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -53,7 +52,7 @@ def regression(golden, by):
 def trained(loss, optimizer, params, steps):
   """Parameters, state and the losses before each step."""
 
-  @quick_jit
+  @jax.jit
   def step(params, state):
     value, gradient = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(gradient, state, params)
@@ -211,7 +210,7 @@ def test_qk_reparam_without_rounding_is_attention():
   x = jnp.asarray(RNG.normal(size=(2, 5, 6)), jnp.float32)
   mask = nn.make_causal_mask(jnp.zeros((2, 5)))
   layer = models.QkAttention(2, functools.partial(jnp.einsum, "chd,ehd->hce"))
-  params = quick_jit(layer.init)(KEY, x)["params"]
+  params = jax.jit(layer.init)(KEY, x)["params"]
   nothing = jnp.zeros((2, 3))
   theirs = {
     "query": {"kernel": params["query"], "bias": nothing},
@@ -220,8 +219,8 @@ def test_qk_reparam_without_rounding_is_attention():
     "out": params["out"],
   }
   attention = nn.MultiHeadDotProductAttention(2)
-  expected = quick_jit(lambda p: attention.apply({"params": p}, x, mask=mask))(theirs)
-  close(quick_jit(lambda p: layer.apply({"params": p}, x, mask))(params), expected)
+  expected = jax.jit(lambda p: attention.apply({"params": p}, x, mask=mask))(theirs)
+  close(jax.jit(lambda p: layer.apply({"params": p}, x, mask))(params), expected)
 
 
 # int4_gradients
@@ -249,8 +248,8 @@ def test_int4_gradients_are_the_official_ones_for_40_steps():
     optimizer = int4_gradients(inner)
     start = jax.tree.map(jnp.asarray, golden["start"])
     params = {"kernels": start, "intervals": {"first": by.init(), "second": by.init()}}
-    step, state, gammas, losses = quick_jit(optimizer.update), optimizer.init(params), [], []
-    value_and_grad = quick_jit(jax.value_and_grad(loss))
+    step, state, gammas, losses = jax.jit(optimizer.update), optimizer.init(params), [], []
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
     for _ in golden["losses"]:
       value, gradient = value_and_grad(params)
       updates, state = step(gradient, state, params)
@@ -281,7 +280,7 @@ def test_int4_gradients_are_clipped_in_the_mean_and_near_in_each_draw():
   gradient = jnp.asarray(RNG.laplace(size=60), jnp.float32)
   gamma, draws = 0.6, 3000
   keys = jax.random.split(KEY, draws)
-  found = np.asarray(quick_jit(jax.vmap(lambda key: rounded(gradient, gamma, key)[0]))(keys))
+  found = np.asarray(jax.jit(jax.vmap(lambda key: rounded(gradient, gamma, key)[0]))(keys))
   c = gamma * np.abs(gradient).max()
   s, clipped = 2 * c / 14, np.clip(gradient, -c, c)
   assert np.max(np.abs(found - clipped)) <= s * (1 + 1e-5)
@@ -304,7 +303,7 @@ def test_int4_gradients_begin_where_the_official_search_ends():
   gradient = RNG.normal(size=(8, 10, 10, 4)).astype(np.float32)
   by = quantized_cotangents(alpha=1e-3)
 
-  @quick_jit
+  @jax.jit
   def signal_of(gradient):
     return jax.vjp(lambda i: by.apply(gradient, i, KEY), by.init())[1](gradient)[0]
 
@@ -390,7 +389,7 @@ def test_gaqat_in_numpy_for_40_steps(freeze):
     def loss(raw):
       return jnp.sum(curvature * (by.weights(raw) - goal) ** 2) / 2
 
-    @quick_jit
+    @jax.jit
     def step(raw, state):
       updates, state = optimizer.update(jax.grad(loss)(raw), state, raw, value_fn=loss)
       return optax.apply_updates(raw, updates), state

@@ -14,7 +14,6 @@ from objectives.classification.cross_entropy import cross_entropy
 from objectives.regression.squared_error import squared_error
 from optimizers.egn import egn
 from tests import values
-from tests.properties import quick_jit
 
 KEY = jax.random.key(0)
 NAMES = ("first", "bias", "second")
@@ -27,7 +26,7 @@ def network(params, inputs):
 def run(optimizer, oracle_at, params, batches, watch=lambda state: None):
   """Parameters before the first step and after each, as one tree of stacked arrays."""
 
-  @quick_jit
+  @jax.jit
   def step(params, state, batch):
     value_fn = oracle_at(params, batch)
     updates, state = optimizer.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)

@@ -21,13 +21,12 @@ from optimizers.stochastic_model_based import stochastic_model_based
 from optimizers.svrg import svrg
 from tests import problem, values
 from tests.optimizer_properties import count_evaluations
-from tests.properties import quick_jit
 
 
 def play(optimizer, loss_at, start, rounds):
   """Parameters after each round; `loss_at(params, round)` gives the Oracle of a round's loss."""
 
-  @quick_jit
+  @jax.jit
   def step(params, state, data):
     value_fn = loss_at(params, data)
     value, grad = jax.value_and_grad(value_fn)(params)
@@ -136,7 +135,7 @@ def test_svrg_evaluates_the_anchor_only_where_the_parameters_left_it(pause, coun
     evaluations,
   ):
 
-    @quick_jit
+    @jax.jit
     def step(params, state, index):
       grad = jax.grad(rows_oracle(params, index))(params)
       updates, state = optimizer.update(
@@ -213,7 +212,7 @@ def test_variance_reduction_finds_the_least_squares_solution_with_a_constant_rat
   is_pass = np.arange(steps) % (2 * ROWS + 1) == 0
   with jax.enable_x64(True):
     start = jnp.asarray(START)
-    run = quick_jit(lambda carry: jax.lax.scan(step, carry, (single, is_pass)))
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, (single, is_pass)))
     (params, _), _ = run((start, optimizer.init(start)))
   distance = np.linalg.norm(np.asarray(params) - solution)
   assert distance < 1e-8 if method != "sgd" else distance > 1e-2
@@ -528,10 +527,10 @@ def test_proxyprox_takes_the_proxy_from_the_batch():
   value_fn = problem.oracle(w, data)
   optimizer = proxyprox(0.3, optax.sgd(0.05), inner_steps=5, slices=2)
   gradient = jax.grad(value_fn)(w)
-  update = quick_jit(lambda w: optimizer.update(gradient, optimizer.init(w), w, value_fn=value_fn))
+  update = jax.jit(lambda w: optimizer.update(gradient, optimizer.init(w), w, value_fn=value_fn))
   found, _ = update(w)
   half = jax.tree.map(lambda leaf: leaf[:4], data._replace(scale=jnp.ones(4)))
-  first = quick_jit(jax.grad(problem.oracle(w, half._replace(scale=data.scale))))
+  first = jax.jit(jax.grad(problem.oracle(w, half._replace(scale=data.scale))))
   y = w
   for _ in range(5):
     y = y - 0.05 * (first(y) + gradient - first(w) + (y - w) / 0.3)
@@ -548,7 +547,7 @@ def scanned(solver, start, steps):
     state = solver.step(state)
     return state, state
 
-  run = quick_jit(lambda start: jax.lax.scan(body, solver.init(start), length=steps)[1])
+  run = jax.jit(lambda start: jax.lax.scan(body, solver.init(start), length=steps)[1])
   return jax.tree.map(np.asarray, run(start))
 
 
@@ -627,7 +626,7 @@ def test_vr_halpern_is_algorithm_1_on_the_same_draws():
     coin, rows = jax.random.split(jax.random.fold_in(jax.random.key(7), k))
     return jax.random.uniform(coin), jax.random.randint(rows, (4,), 0, size)
 
-  coins, chosen = jax.tree.map(np.asarray, quick_jit(jax.vmap(draws))(jnp.arange(steps)))
+  coins, chosen = jax.tree.map(np.asarray, jax.jit(jax.vmap(draws))(jnp.arange(steps)))
   u, f = start, mean(start, range(size))
   expected, whole = [], 0
   for k in range(steps):

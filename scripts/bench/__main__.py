@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import pathlib
 import pkgutil
 import sys
@@ -26,7 +27,9 @@ class Config:
   """
 
   suite: str = "train"
-  """A file of scripts/bench: second_order, sharpness or train."""
+  """A file of scripts/bench: compressed, memory, second_order, sharpness or train."""
+  sizes: tuple[float, ...] = ()
+  """Parameters, such as 1e6 1e8, for the suite compressed; it has some by default."""
   rounds: int = 20
   """Rounds of each case, beyond the first."""
   peers: pathlib.Path | None = None
@@ -47,21 +50,33 @@ def run(config: Config) -> Report:
   """Measures a suite.
 
   Raises:
-    ValueError: there is no such suite, `rounds` is no positive whole number, or `peers` is
-      no file.
+    ValueError: there is no such suite, it has no `sizes`, one of them or `rounds` is no
+      positive whole number, or `peers` is no file.
     OSError: the Python of the peers can't be started.
     EOFError: a peer ended before its time.
   """
   check.one_of("suite", config.suite, suites())
   check.whole("rounds", config.rounds, 1)
-  module = importlib.import_module(f"scripts.bench.{config.suite}")
-  report = Report(config.suite, config.rounds, machine(), [], [])
+  suite = importlib.import_module(f"scripts.bench.{config.suite}").suite
+  options = {}
+  if config.sizes:
+    if "sizes" not in inspect.signature(suite).parameters:
+      raise ValueError(f"suite {config.suite} has no sizes, got {config.sizes}")
+    options["sizes"] = [_whole(size) for size in config.sizes]
+  report = Report(config.suite, config.rounds, machine(), [], [], [])
   with Peers(config.peers) as peers:
-    for case in module.suite(peers):
+    for case in suite(peers, **options):
       timings, ratios = measure(case, config.rounds)
       report.timings.extend(timings)
       report.ratios.extend(ratios)
+      report.tables.extend(case.tables)
   return report
+
+
+def _whole(size: float) -> int:
+  if size < 1 or size != int(size):
+    raise ValueError(f"sizes must be whole numbers of at least 1, got {size}")
+  return int(size)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

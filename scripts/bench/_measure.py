@@ -20,6 +20,7 @@ class Program(NamedTuple):
     temporaries: bytes that the compiled step needs besides arguments and outputs.
     arguments: bytes of state and batch.
     outputs: bytes of the next state and metrics; a donated state is counted there too.
+    peak: bytes of all three, a donated state counted once.
     optimizer_state: bytes.
     flops: of a step; XLA counts the body of a loop once.
   """
@@ -30,6 +31,7 @@ class Program(NamedTuple):
   temporaries: int | None = None
   arguments: int | None = None
   outputs: int | None = None
+  peak: int | None = None
   optimizer_state: int | None = None
   flops: float | None = None
 
@@ -42,12 +44,21 @@ class Comparison(NamedTuple):
   limit: float | None = None
 
 
+class Table(NamedTuple):
+  """What a suite knows without running anything; numbers in the rows are shown as they are."""
+
+  title: str
+  header: Sequence[str]
+  rows: Sequence[Sequence[str | int | float | None]]
+
+
 class Case(NamedTuple):
-  """Programs that run in alternation, and which of them are compared."""
+  """Programs that run in alternation, which of them are compared, and what is told besides."""
 
   name: str
   programs: Mapping[str, Program]
   comparisons: Sequence[Comparison]
+  tables: Sequence[Table] = ()
 
 
 class Quartiles(NamedTuple):
@@ -106,13 +117,21 @@ def of_step(
   compiled = traced.lower().compile()
   compile_seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
+  temporaries, arguments, outputs, aliased = (
+    getattr(memory, f"{kind}_size_in_bytes", None)
+    for kind in ("temp", "argument", "output", "alias")
+  )
+  sizes = [temporaries, arguments, outputs, aliased]
+  known = [size for size in sizes if size is not None]
+  peak = sum(known) - 2 * known[-1] if len(known) == len(sizes) else None
   return Program(
     _rounds_of(compiled, state, jax.device_put(batch), steps),
     "",
     compile_seconds,
-    getattr(memory, "temp_size_in_bytes", None),
-    getattr(memory, "argument_size_in_bytes", None),
-    getattr(memory, "output_size_in_bytes", None),
+    temporaries,
+    arguments,
+    outputs,
+    peak,
     sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(optimizer_state(state))),
     (compiled.cost_analysis() or {}).get("flops"),
   )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._measure import Quartiles, Ratio, Timing
+from ._measure import Quartiles, Ratio, Table, Timing
 
 _PROGRAMS = (
   "case",
@@ -20,6 +20,7 @@ _PROGRAMS = (
   "temporaries, MB",
   "arguments, MB",
   "outputs, MB",
+  "peak, MB",
   "optimizer state, MB",
   "Mflop",
 )
@@ -34,14 +35,17 @@ class Report(NamedTuple):
   machine: dict[str, Any]
   timings: list[Timing]
   ratios: list[Ratio]
+  tables: list[Table]
 
   def markdown(self) -> str:
-    """The machine, the ratios and the programs."""
+    """The machine, the ratios, the programs and what else the suite tells."""
+    ratios = [self._ratio_cells(ratio) for ratio in self.ratios]
     return "\n\n".join(
       (
         f"{machine_line(self.machine)}; {self.rounds} rounds",
-        _table(_RATIOS, [self._ratio_cells(ratio) for ratio in self.ratios]),
+        *([_table(_RATIOS, ratios)] if ratios else []),
         _table(_PROGRAMS, [_program_cells(timing) for timing in self.timings]),
+        *(_titled(table) for table in self.tables),
       )
     )
 
@@ -69,6 +73,7 @@ class Report(NamedTuple):
         }
         for timing in self.timings
       ],
+      "tables": [table._asdict() for table in self.tables],
     }
 
   def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -133,7 +138,10 @@ def _program_cells(timing: Timing) -> list[str]:
   program, ms = timing.program, None
   if timing.seconds is not None:
     ms = Quartiles(*(1e3 * value for value in timing.seconds))
-  sizes = (program.temporaries, program.arguments, program.outputs, program.optimizer_state)
+  sizes = (
+    *(program.temporaries, program.arguments, program.outputs),
+    *(program.peak, program.optimizer_state),
+  )
   return [
     timing.case,
     _noted(timing.name, program.note),
@@ -143,6 +151,11 @@ def _program_cells(timing: Timing) -> list[str]:
     *(_cell(_millionths(size), ".3f") for size in sizes),
     _cell(_millionths(program.flops), ".2f"),
   ]
+
+
+def _titled(table: Table) -> str:
+  rows = [["-" if cell is None else str(cell) for cell in row] for row in table.rows]
+  return f"{table.title}\n\n{_table(table.header, rows)}"
 
 
 def _millionths(value: float | None) -> float | None:

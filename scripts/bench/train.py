@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl import models, oracle, train
@@ -38,9 +40,18 @@ def library(model: str, rho: float | None) -> Program:
 
 def library_step(model: str, optimizer: optax.GradientTransformation) -> Program:
   """The library's step with any optimizer."""
-  batch = _problem.batch()
+  return step_of(MODELS[model], _problem.batch(), optimizer)
+
+
+def step_of(
+  module: nn.Module,
+  batch: dict[str, np.ndarray],
+  optimizer: optax.GradientTransformation,
+  steps: int = _problem.STEPS,
+) -> Program:
+  """The library's step for any model."""
   parts = train.make_train(
-    models.from_flax(MODELS[model]),
+    models.from_flax(module),
     oracle.lift(cross_entropy),
     optimizer,
     jnp.asarray(batch["inputs"][:1]),
@@ -50,7 +61,7 @@ def library_step(model: str, optimizer: optax.GradientTransformation) -> Program
     jax.jit(parts.init)(0),
     batch,
     optimizer_state=lambda state: state.optimizer,
-    steps=_problem.STEPS,
+    steps=steps,
   )
 
 
