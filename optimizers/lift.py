@@ -73,7 +73,7 @@ def lift(
     w \leftarrow (1 - \eta \lambda) w
       - \eta \frac{\sqrt{1 - b_2^t}}{1 - b_1^t} \, \frac{m}{\sqrt v + \epsilon}.
 
-  What has fewer than two axes (biases, scales of normalisation layers) and what `exclude`
+  What has fewer than two axes (scales of normalisation layers, most biases) and what `exclude`
   names is frozen: its updates are 0. A kernel of more than two axes is a matrix, cut between
   the axes where it is closest to a square: the patches and the channels of a convolution, the
   inputs and all heads of an attention.
@@ -113,15 +113,17 @@ def lift(
 
   Notes:
     The choice and its timing, the moments and :math:`\epsilon`, which the bias correction does
-    not touch, are those of the official code. (So the first interval is a step shorter.) Its
-    weight decay is written to a copy and does nothing; here it works. Its configurations ask for `lift_sparse`, which in the released
-    code takes the smallest :math:`|W'|`; the paper, and the first release (by another name),
-    take the largest. Of equals the first are taken.
+    not touch, are those of the official code, so the first interval is a step shorter. Its
+    weight decay is written to a copy and does nothing; here it works. Its configurations ask
+    for `lift_sparse`, by which the code in its present state takes the smallest
+    :math:`|W'|`; the paper, and the first release (by another name), take the largest. Of
+    equals the first are taken.
 
-    Like the official code it freezes embeddings, `lm_head`, biases and norms. A new head has to
-    be trained: leave it in (it is a matrix), or train it by another optimizer, with
-    `optax.partition`. `optax.masked` alone would add raw gradients to what it leaves out.
-    Layers that are stacked along a leading axis would be taken for one matrix.
+    Like the official code it freezes embeddings, `lm_head`, biases and norms; `exclude` finds
+    the embeddings by their names, and biases because those of attention heads have two axes.
+    A new head has to be trained: leave it in (it is a matrix), or train it by another
+    optimizer, with `optax.partition`. `optax.masked` alone would add raw gradients to what it
+    leaves out. Layers that are stacked along a leading axis would be taken for one matrix.
 
     The randomised decomposition is a subspace iteration from the right, with torch's
     `svd_lowrank` as model. It tells singular vectors apart down to about 3e-4 of the largest
