@@ -1,6 +1,5 @@
 """Fisher SAM: perturb the parameters with the largest diagonal Fisher information."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import optax
 
 from jaxrl import check, reduce
 
+from ._largest import largest
 from ._sharpness import Mask, path_of
 
 
@@ -93,8 +93,9 @@ def fisher_mask(
       paths, leaves, structure = _flat(gradient)
       ranked = [i for i, path in enumerate(paths) if not pattern.search(path)]
       chosen = [jnp.ones(leaf.shape, bool) for leaf in leaves]
-      for i, largest in zip(ranked, _largest([leaves[i] for i in ranked], keep), strict=True):
-        chosen[i] = largest
+      wanted = int(keep * sum(leaves[i].size for i in ranked))
+      for i, kept in zip(ranked, largest([leaves[i] for i in ranked], wanted), strict=True):
+        chosen[i] = kept
       return jax.tree.unflatten(structure, chosen)
 
     chosen = jax.lax.cond(state.count % every == 0, choose, lambda: state.chosen)
@@ -109,37 +110,3 @@ def _flat(gradient: Any) -> tuple[list[str], list[jax.Array], Any]:
   share = 1 / reduce.workers()
   leaves = [jnp.abs(share * reduce.all_workers(leaf.astype(jnp.float32))) for _, leaf in flat]
   return [path_of(path) for path, _ in flat], leaves, structure
-
-
-def _largest(magnitudes: list[jax.Array], keep: float) -> list[jax.Array]:
-  """Which entries are among the largest of all arrays together; of equals, the first."""
-  wanted = int(keep * sum(leaf.size for leaf in magnitudes))
-  # Floats that are not negative are in the order of their bits, taken as whole numbers.
-  bits = [jax.lax.bitcast_convert_type(leaf, jnp.int32) for leaf in magnitudes]
-
-  def count(chosen):
-    return sum((jnp.sum(c, dtype=jnp.int32) for c in chosen), start=jnp.int32(0))
-
-  def with_bit(i, threshold):
-    raised = threshold | (1 << (30 - i))
-    return jnp.where(count([b >= raised for b in bits]) >= wanted, raised, threshold)
-
-  threshold = jax.lax.fori_loop(0, 31, with_bit, jnp.int32(0))
-  left = wanted - count([b > threshold for b in bits])
-  chosen = []
-  for b in bits:
-    equal = b == threshold
-    chosen.append((b > threshold) | (equal & (_position(equal) <= left)))
-    left = left - count([equal])
-  return chosen
-
-
-def _position(chosen: jax.Array) -> jax.Array:
-  """How many entries of an array are chosen, up to and with each of them.
-
-  Counted by rows, so that an array whose first axis is sharded is not gathered.
-  """
-  rows = chosen.reshape(chosen.shape[0] if chosen.ndim else 1, math.prod(chosen.shape[1:]))
-  totals = jnp.sum(rows, axis=1)
-  before = jnp.cumsum(totals) - totals
-  return (jnp.cumsum(rows, axis=1) + before[:, None]).reshape(chosen.shape)

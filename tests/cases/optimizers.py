@@ -846,6 +846,31 @@ ROWS = [
     },
   ),
   OptimizerRow(
+    "lift(0.1, lora_rank=2, filter_rank=2, update_interval=3, weight_decay=0.01)",
+    limits=(
+      ("lift(0, 1)", "set_to_zero()"),
+      ("lift(0.02, lora_rank=6, eps=0)", "adam(0.02, 0.9, 0.95, 0, where='kernel$')"),
+      ("lift(0.02, 2, filter_rank=8)", "lift(0.02, 2, filter_rank=9, svd='randomized')"),
+      ("lift(0.02, lora_rank=2)", "lift(0.02, density=0.375)"),
+      ("lift(0.02, exclude='kernel')", "set_to_zero()"),
+    ),
+    bad={
+      "lift(-1)": "learning_rate must be at least 0, got -1",
+      "lift(0.1, lora_rank=0)": "lora_rank must be a whole number of at least 1, got 0",
+      "lift(0.1, filter_rank=0)": "filter_rank must be a whole number of at least 1, got 0",
+      "lift(0.1, update_interval=0.5)": "update_interval must be a whole number of at least 1",
+      "lift(0.1, density=0)": "density must be a number in (0, 1], got 0",
+      "lift(0.1, b1=1)": "b1 must be in [0, 1), got 1",
+      "lift(0.1, b2=1)": "b2 must be in [0, 1), got 1",
+      "lift(0.1, eps=-1)": "eps must be at least 0, got -1",
+      "lift(0.1, weight_decay=-1)": "weight_decay must be at least 0, got -1",
+      "lift(0.1, svd='fast')": "svd must be one of ['exact', 'randomized'], got 'fast'",
+      "lift(0.1, power_iterations=-1)": "power_iterations must be a whole number of at least 0",
+      "lift(0.1, exclude='(')": "exclude must be a regular expression, got '('",
+    },
+  ),
+  OptimizerRow("lift(0.1, filter_rank=1, density=0.3, svd='randomized', power_iterations=0)"),
+  OptimizerRow(
     "micro_adam(0.02, m=4, density=0.25, quant_block_size=8, weight_decay=0.01)",
     limits=(
       ("micro_adam(0)", "set_to_zero()"),
