@@ -72,7 +72,7 @@ FITTED = {
   "orthonormal": "orthonormal(strength=1e-4) | sgd(5e-4)",
   "projected_ogd": "projected_ogd(5e-4, radius=10.0)",
   "sam": "sam(rho=0.001) | sgd(5e-4)",
-  "unixgrad": "unixgrad(1.0, diameter=10.0)",
+  "unixgrad": "unixgrad(1.0, diameter=25.0)",
 }
 """Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
 
