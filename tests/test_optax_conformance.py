@@ -86,6 +86,7 @@ FITTED = {
   "sparse_mfac": "sparse_mfac(m=4, density=0.5, damp=100.0) | sgd(0.05)",
   "unixgrad": "unixgrad(1.0, diameter=10.0)",
   "track_oscillation": "sgd(5e-4) | track_oscillation(lsq())",
+  "unixgrad": "unixgrad(1.0, diameter=25.0)",
 }
 """Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
 
