@@ -112,16 +112,17 @@ def dbf_newton(
     check.params("dbf_newton", params)
     value_fn = check.value_fn("dbf_newton", value_fn)
     count = optax.safe_increment(state.count)
-    at, unravel = ravel_pytree(_vectors.wide(params))
+    flat, unravel = ravel_pytree(_vectors.wide(params))
+    at = jnp.asarray(flat)
     if at.size == 0:
       return updates, state._replace(count=count)
 
     def loss(flat):
       return value_fn(unravel(flat))
 
-    gradient, _ = ravel_pytree(_vectors.wide(updates))
+    gradient = jnp.asarray(ravel_pytree(_vectors.wide(updates))[0])
     direction, mean, covariance = _filtered(state, gradient, jax.hessian(loss)(at), alpha, beta)
-    rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+    rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
     if line_search:
       rate = rate * _halved(lambda a: loss(at + rate * a * direction), rate * gradient @ direction)
     updates = _vectors.like(unravel((rate * direction).astype(at.dtype)), params)

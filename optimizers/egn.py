@@ -57,7 +57,7 @@ def egn(
   adaptive_damping: bool = False,
   damping_up: float = 1.01,
   damping_down: float = 0.99,
-  max_system: int = 2048,
+  max_system: int = 512,
   cg_steps: int = 50,
   independent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

@@ -165,7 +165,7 @@ def oasis(
       )
       gradient = _vectors.scaled(1 / (1 - b1 ** jnp.asarray(count, float)), velocity)
     steps = jax.tree.map(
-      lambda g, d, w: (-rate * (g / d)).astype(w.dtype), gradient, scales, params
+      lambda g, d, w: -(rate * (g / d)).astype(w.dtype), gradient, scales, params
     )
     metrics = {"step_size": jnp.asarray(rate, float)}
     return steps, OasisState(count, state.seed, diagonal, previous, velocity, growth, metrics)
