@@ -87,6 +87,12 @@ FITTED = {
   "unixgrad": "unixgrad(1.0, diameter=10.0)",
   "track_oscillation": "sgd(5e-4) | track_oscillation(lsq())",
   "unixgrad": "unixgrad(1.0, diameter=25.0)",
+  "proxyprox": "proxyprox(5e-4, sgd(2e-4), inner_steps=2)",
+  "sam": "sam(rho=0.001) | sgd(5e-4)",
+  "smb": "smb(5e-4)",
+  "sso_target_surrogate": "sso_target_surrogate(5e-4, inner_steps=2, initial_step=1.0)",
+  "stochastic_model_based": "stochastic_model_based(5e-4, 'truncated')",
+  "svrg": "svrg(1, every=20) | sgd(5e-4)",
 }
 """Specs by method, where the first row's (with SGD's rate replaced by RATE) doesn't do."""
 
@@ -102,6 +108,7 @@ FAILS = {
     "reparameterized",
     "test_optimizers3",
   ): "a column of zeros leaves along (1, 1), its goal (1, -1)",
+  ("saga", "*"): "takes the numbers of a batch's rows, and these losses have no batch",
   ("sgtm", "*"): "splits parameters by names, and these have none",
   ("udim", "*"): "moves the inputs of a batch, and these losses have none",
 }
