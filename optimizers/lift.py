@@ -245,6 +245,11 @@ def principal_weight_mask(
     ValueError: `w` has fewer than two axes or too many entries, or another argument is out
       of range.
 
+  References:
+    [109] Liu, Pang, Balabanov, Yang, Huang, Yin, Yang, Liu, "LIFT the Veil for the Truth:
+      Principal Weights Emerge after Rank Reduction for Reasoning-Focused Supervised
+      Fine-Tuning", 2025, arXiv:2506.00772
+
   Example:
     >>> import jax.numpy as jnp
     >>> w = jnp.array([[4.0, 3.0, 0.0], [3.0, 4.0, 0.0], [0.0, 0.0, 5.0]])

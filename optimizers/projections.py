@@ -38,6 +38,10 @@ def l2_ball(radius: float = 1.0) -> Projection:
   Raises:
     ValueError: the radius is not above 0.
 
+  References:
+    Baseline: Jaggi, "Revisiting Frank-Wolfe: Projection-Free Sparse Convex Optimization", 2013
+      (lowest points)
+
   Example:
     >>> import jax.numpy as jnp
     >>> print(l2_ball(1.0).nearest(jnp.array([3.0, 4.0])))
@@ -60,6 +64,10 @@ def l1_ball(radius: float = 1.0) -> Projection:
 
   Raises:
     ValueError: the radius is not above 0.
+
+  References:
+    Baseline: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient Projections onto the l1-Ball for
+      Learning in High Dimensions", 2008
 
   Example:
     >>> import jax.numpy as jnp
@@ -96,6 +104,10 @@ def box(lower: Any = -1.0, upper: Any = 1.0) -> Projection:
     ValueError: the number `upper` is below the number `lower` or, from the functions, a tree
       of bounds does not fit the parameters.
 
+  References:
+    Baseline: Jaggi, "Revisiting Frank-Wolfe: Projection-Free Sparse Convex Optimization", 2013
+      (lowest points)
+
   Example:
     >>> import jax.numpy as jnp
     >>> print(box(0.0, 1.0).nearest(jnp.array([-2.0, 0.5, 3.0])))
@@ -129,6 +141,10 @@ def non_negative() -> Projection:
 
   It has no lowest point along most directions.
 
+  References:
+    Baseline: Jaggi, "Revisiting Frank-Wolfe: Projection-Free Sparse Convex Optimization", 2013
+      (lowest points)
+
   Example:
     >>> import jax.numpy as jnp
     >>> print(non_negative().nearest(jnp.array([-2.0, 3.0])))
@@ -141,6 +157,10 @@ def simplex() -> Projection:
   r"""The last axis of every leaf a distribution, :math:`x \ge 0`, :math:`\sum_i x_i = 1`.
 
   A scalar is the distribution on a single outcome.
+
+  References:
+    Baseline: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient Projections onto the l1-Ball for
+      Learning in High Dimensions", 2008
 
   Example:
     >>> import jax.numpy as jnp
@@ -187,6 +207,10 @@ def nearest_in_norm(
 
   Cost: a product and a projection an iteration, of which there are about
     :math:`16 \sqrt{\mathrm{high} / \mathrm{low}}` in float32, and at most 2000.
+
+  References:
+    Baseline: Hazan, Agarwal, Kale, "Logarithmic Regret Algorithms for Online Convex
+      Optimization", 2007 (projections in the norm of an online Newton step)
 
   Example:
     >>> import jax.numpy as jnp

@@ -11,7 +11,7 @@ from jaxrl import models, parallel
 from optimizers._sharpness import path_of
 from optimizers.lift import lift
 from tests import hlo
-from tests.properties import assert_close, quick_jit
+from tests.properties import assert_close
 
 SHAPE = (512, 96)
 
@@ -52,7 +52,7 @@ def sharded(svd):
     return jax.lax.with_sharding_constraint(optimizer.update(*arguments), layout)
 
   params, state = jax.device_put((PARAMS, state), layout)
-  return quick_jit(update).lower(params, state, params).compile(), (params, state, params)
+  return jax.jit(update).lower(params, state, params).compile(), (params, state, params)
 
 
 def test_sharded_matrices_stay_where_they_are():
@@ -79,7 +79,7 @@ def test_the_exact_choice_is_found_to_gather_them():
 def test_sharded_steps_are_those_of_one_device():
   compiled, arguments = sharded("randomized")
   optimizer = lift(0.1, 2, 4, 2, svd="randomized", weight_decay=0.1)
-  expected = quick_jit(optimizer.update)(PARAMS, optimizer.init(PARAMS), PARAMS)
+  expected = jax.jit(optimizer.update)(PARAMS, optimizer.init(PARAMS), PARAMS)
   assert_close(compiled(*arguments), expected, 10)
 
 
@@ -104,7 +104,7 @@ def test_the_seed_decides_between_randomised_choices():
   optimizer = lift(0.1, 1, 1, svd="randomized", power_iterations=0)
   w = normal(16, 24)
   state = optimizer.init(w)
-  step = quick_jit(optimizer.update)
+  step = jax.jit(optimizer.update)
 
   def chosen(seed):
     draws = state[0].draws._replace(seed=jnp.array(seed, jnp.int32))

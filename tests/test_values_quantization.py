@@ -104,7 +104,7 @@ def test_statsq_is_equivariant_accurate_and_straight_through():
   kernel = jnp.asarray(RNG.normal(size=(50, 4)), jnp.float32)
   gradient = jnp.asarray(RNG.normal(size=(50, 4)), jnp.float32)
 
-  @quick_jit
+  @jax.jit
   def six_bits(kernel):
     weights, pull_back = jax.vjp(statsq(bits=6).weights, kernel)
     return weights, pull_back(gradient)[0]
@@ -415,7 +415,7 @@ def test_gaqat_knows_order_from_disorder(signs, disorder):
   optimizer = gaqat(rho=0.0, window=4, threshold=0.5)
   raw = lsq(bits=2).init(jnp.ones((2, 2)))
 
-  @quick_jit
+  @jax.jit
   def update(sign, state):
     gradient = jax.tree.map(lambda x: jnp.full_like(x, sign), raw)
     return optimizer.update(

@@ -10,7 +10,6 @@ import pytest
 
 from optimizers.lift import lift, principal_weight_mask
 from tests import values
-from tests.properties import quick_jit
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +20,7 @@ def narrow(tree):
 
 def steps_of(optimizer, params, gradients):
   """Parameters and states after each step."""
-  step = quick_jit(optimizer.update)
+  step = jax.jit(optimizer.update)
   state = optimizer.init(params)
   after = []
   for gradient in gradients:
@@ -114,7 +113,7 @@ def decaying(rows, columns):
 def test_principal_weight_mask_by_singular_vectors(shape, key):
   w = decaying(*shape)
   key = None if key is None else jax.random.key(key)
-  mask = quick_jit(functools.partial(principal_weight_mask, filter_rank=4, k=100, key=key))(
+  mask = jax.jit(functools.partial(principal_weight_mask, filter_rank=4, k=100, key=key))(
     jnp.asarray(w, jnp.float32)
   )
   expected = chosen_by(w, 4, 100)
@@ -130,7 +129,7 @@ def test_principal_weight_mask_comes_closer_with_power_iterations():
   def wrong(iterations):
     mask = functools.partial(principal_weight_mask, power_iterations=iterations)
     keys = jax.random.split(jax.random.key(0), 8)
-    masks = quick_jit(jax.vmap(lambda key: mask(jnp.asarray(w, jnp.float32), 3, 300, key=key)))
+    masks = jax.jit(jax.vmap(lambda key: mask(jnp.asarray(w, jnp.float32), 3, 300, key=key)))
     return np.mean(np.asarray(masks(keys)) != expected)
 
   assert 10 * wrong(20) < wrong(0)
@@ -141,5 +140,5 @@ def test_principal_weight_mask_comes_closer_with_power_iterations():
 )
 def test_principal_weight_mask_of_kernels_of_more_axes(shape, rows):
   w = RNG.normal(size=shape)
-  mask = quick_jit(lambda w: principal_weight_mask(w, 2, 50))(jnp.asarray(w, jnp.float32))
+  mask = jax.jit(lambda w: principal_weight_mask(w, 2, 50))(jnp.asarray(w, jnp.float32))
   np.testing.assert_array_equal(mask, chosen_by(w.reshape(rows, -1), 2, 50).reshape(shape))

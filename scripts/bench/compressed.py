@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl import models
-from optimizers import micro_adam as method
+from optimizers import _window
+from optimizers.micro_adam import micro_adam
 
 from . import _problem
 from ._measure import Case, Comparison, Program, of_step
@@ -21,8 +22,8 @@ BLOCK, KEPT = 4096, 41
 VOCABULARY = 1024
 OPTIMIZERS = {
   "adamw": optax.adamw(1e-3),
-  "micro_adam": method.micro_adam(1e-3),
-  "micro_adam, large buckets": method.micro_adam(1e-3, quant_block_size=100_000),
+  "micro_adam": micro_adam(1e-3),
+  "micro_adam, large buckets": micro_adam(1e-3, quant_block_size=100_000),
 }
 
 
@@ -69,12 +70,12 @@ def update(optimizer: optax.GradientTransformation, size: int) -> Program:
 
 
 def _by_groups(magnitudes: jax.Array) -> jax.Array:
-  return method._largest(magnitudes, KEPT)
+  return _window._largest(_window._bits(magnitudes), KEPT)
 
 
 def _by_bisection(magnitudes: jax.Array) -> jax.Array:
-  chosen = method._chosen(method._bits(magnitudes), KEPT)
-  return method._positions(chosen, KEPT)
+  chosen = _window._chosen(_window._bits(magnitudes), KEPT)
+  return _window._positions(chosen, KEPT)
 
 
 def _by_top_k(magnitudes: jax.Array) -> jax.Array:
