@@ -192,7 +192,6 @@ def test_sam_without_normalisation_is_stable_up_to_the_known_rate(rho, falls):
     {"mask": fisher_mask()},
     {"mask": norm_layer_mask("bias")},
   ],
-  ids=str,
 )
 def test_sam_leaves_a_point_without_gradient_where_it_is(options):
   extras = {"gradient_norm": 0.0} if options.get("normalize") == "given" else {}
