@@ -4,6 +4,7 @@ JAX ?= cpu
 TIER ?= core
 BUDGET_core := 900# seconds, beyond which the suite fails
 BUDGET_all := 2700
+JOBS ?= 2# processes that share the tests
 ARGS ?=
 RUN := .venv/bin/python -m
 EXTRA := $(if $(filter cpu,$(JAX)),,[$(JAX)])
@@ -18,7 +19,7 @@ train: .venv/runtime-$(JAX) ## train a network on the digits: make train [ARGS="
 	$(RUN) scripts.train $(ARGS)
 
 test: .venv/dev ## prove the library on this machine: make test [TIER=core|all]
-	TIER=$(TIER) TEST_BUDGET_SECONDS=$(BUDGET_$(TIER)) $(RUN) pytest $(ARGS)
+	TIER=$(TIER) TEST_BUDGET_SECONDS=$(BUDGET_$(TIER)) $(RUN) pytest -n $(JOBS) $(ARGS)
 
 soak: .venv/dev ## the long tests: twenty kills of a training run, each resumed
 	TIER=soak $(RUN) pytest $(ARGS)
