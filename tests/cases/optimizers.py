@@ -420,7 +420,9 @@ ROWS = [
       "oasis(warm_start=-1)": "warm_start must be a whole number of at least 0, got -1",
     },
   ),
-  OptimizerRow("oasis(0.1, adaptive=False, b1=0.9, warm_start=0, alpha=0.1)", evaluations=1),
+  OptimizerRow(
+    "oasis(0.02, adaptive=False, b1=0.9, b2=0.5, warm_start=0, alpha=0.05)", evaluations=1
+  ),
   OptimizerRow(
     "newton_cg(cg_steps=3)",
     evaluations=3,
