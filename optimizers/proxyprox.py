@@ -66,8 +66,8 @@ def proxyprox(
   Notes:
     Where the proxy is not convex, :math:`\eta` must be small enough to make the subproblem
     convex. A proxy that draws must draw alike within one update.
-    The paper solves the subproblem until its gradient is small against
-    :math:`\|y - w\| / \eta`; here the number of steps is fixed.
+    The number of inner steps is fixed, however far they get; theory wants the gradient of the
+    subproblem to be small against :math:`\|y - w\| / \eta`.
 
   References:
     [334] Woodworth, Mishchenko, Bach, "Two Losses Are Better Than One: Faster Optimization
