@@ -61,7 +61,6 @@ def at_their_best() -> dict[str, optax.GradientTransformation]:
   """Each with the best of its learning rates, as `docs/performance.md` says."""
   return {
     "adam": optax.adam(3e-3),
-    "egn": egn(1.0, independent=True),
     "egn, conjugate gradients": egn(1.0, max_system=0),
     "fosi": fosi(optax.adam(3e-3), every=100),
     "oasis": oasis(0.1, adaptive=False, b1=0.9, alpha=0.1, warm_start=10),
