@@ -73,8 +73,9 @@ def dbf_newton(
 
   Notes:
     It is meant for means of log-convex functions, whose Hessians are positive definite:
-    eigenvalues below 1e-12 count as 1e-12 here, while the published code inverts what comes. It
-    tests for definiteness with a margin of 1e-6, and adds 1e-12 to :math:`\Sigma`, which the
+    eigenvalues below 1e-12 count as 1e-12 here, and Newton's step leaves directions alone whose
+    curvature is below d units of rounding of the largest, where gradients are rounding, too. The
+    published code inverts what comes. It tests for definiteness with a margin of 1e-6, and adds 1e-12 to :math:`\Sigma`, which the
     step here does not need to invert.
 
   References:
@@ -136,12 +137,15 @@ def _filtered(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The direction, and the filter's mean and covariance after this measurement."""
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
+  rounding = values.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+  curved = values > rounding
   values = jnp.maximum(values, _LEAST)
   stationary = beta / (1 - alpha**2)
   sure = jnp.all(1 / values - 1 / stationary > _MARGIN)
   # Without 1 / stationary where it was added before, so that it is not taken off again.
   gained = jnp.where(sure, values * stationary / jnp.where(sure, stationary - values, 1), values)
-  inverse = 1 / values + jnp.where(sure, 0, 1 / stationary)
+  reciprocals = jnp.where(curved, 1 / values, 0)
+  inverse = reciprocals + jnp.where(sure, 0, 1 / stationary)
   measured = (vectors * gained[None]) @ vectors.T
   newton = vectors @ (inverse * (vectors.T @ gradient))
 
@@ -152,7 +156,7 @@ def _filtered(
   joint = (joint + joint.T) / 2
 
   first = state.count == 0
-  plain = vectors @ (vectors.T @ gradient / values)
+  plain = vectors @ (reciprocals * (vectors.T @ gradient))
   direction = -jnp.where(first, plain, pull)
   covariance = jnp.where(first, (vectors * values[None]) @ vectors.T, joint)
   mean = jnp.where(first, gradient, joint @ pull)

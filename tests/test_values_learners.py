@@ -174,7 +174,8 @@ def test_adaptive_og_plus_makes_rates_of_the_past_alone(method, averaging):
 )
 def test_adaptive_opt_da_plus_and_its_sibling_solve_a_product_as_another_program_did(method, after):
   product = games.gradients([lambda x, y: x * y, lambda x, y: -x * y])
-  game = games.play(product, 2 * [method()], [1.0, 1.0], 200, jax.random.key(0))
+  with jax.enable_x64(True):
+    game = games.play(product, 2 * [method()], [1.0, 1.0], 200, jax.random.key(0))
   np.testing.assert_allclose(np.hypot(*game.answers)[-1], after, rtol=5e-3)
 
 
