@@ -75,8 +75,8 @@ def dbf_newton(
     It is meant for means of log-convex functions, whose Hessians are positive definite:
     eigenvalues below 1e-12 count as 1e-12 here, and Newton's step leaves directions alone whose
     curvature is below d units of rounding of the largest, where gradients are rounding, too. The
-    published code inverts what comes. It tests for definiteness with a margin of 1e-6, and adds 1e-12 to :math:`\Sigma`, which the
-    step here does not need to invert.
+    published code inverts what comes. It tests for definiteness with a margin of 1e-6, and adds
+    1e-12 to :math:`\Sigma`, which the step here does not need to invert.
 
   References:
     [383] Burkhart, "Discriminative Bayesian Filtering Lends Momentum to the Stochastic Newton
