@@ -73,8 +73,8 @@ def saddle_free_newton(
     >>> w = jnp.array([1.0, 0.1])
     >>> updates, _ = optimizer.update(
     ...   jax.grad(loss)(w), optimizer.init(w), w, value_fn=loss)
-    >>> print(", ".join(f"{x:.2f}" for x in w + updates))  # down in one, away in the other
-    0.00, 0.21
+    >>> print(", ".join(f"{x:.1f}" for x in w + updates))  # down in one, away in the other
+    0.0, 0.2
   """
   check.at_least("learning_rate", learning_rate, 0)
   check.whole("krylov_dim", krylov_dim, 1)
