@@ -20,12 +20,17 @@ SOURCE, TARGET = 0, 1  # digits 0 to 4, and 5 to 9
 
 
 @functools.cache
-def digits(split: str, half: int) -> tuple[jax.Array, jax.Array]:
+def halves(split: str, half: int) -> tuple[np.ndarray, np.ndarray]:
   """Images of five of the ten digits, and their labels, 0 to 4."""
   batch = data.in_memory(data.load("digits").splits[split])
   rows = batch["labels"] // CLASSES == half
-  inputs = batch["inputs"][rows].reshape(-1, WIDTHS[0])
-  return jnp.asarray(inputs), jnp.asarray(batch["labels"][rows] % CLASSES)
+  return batch["inputs"][rows].reshape(-1, WIDTHS[0]), batch["labels"][rows] % CLASSES
+
+
+def digits(split: str, half: int) -> tuple[jax.Array, jax.Array]:
+  """The same on the device."""
+  inputs, labels = halves(split, half)
+  return jnp.asarray(inputs), jnp.asarray(labels)
 
 
 def draw(key: jax.Array, sizes: Sequence[int]) -> Any:
