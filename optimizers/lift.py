@@ -106,10 +106,11 @@ def lift(
 
   Cost: no gradient evaluation; 12 bytes for each entry that is trained, none for the rest. To
   choose takes a singular value decomposition of each matrix, one after the other, or
-  `2 (power_iterations + 2)` products of it with 2r vectors, 32 readings of :math:`W'`, and
-  three temporaries of its size. The randomised choice leaves a sharded matrix where it is:
-  with its rows over the devices, these exchange `[b, 2r]` sums and k indices, where the exact
-  one gathers it. Under `vmap` with a count for each member all choose in every step.
+  `2 (power_iterations + 2)` products of it with 2r vectors, and then 32 readings of
+  :math:`W'`; temporaries are five times the size of the matrix. The randomised choice leaves a
+  sharded matrix where it is: with its rows over the devices, these exchange sums `[b, 2r]` and
+  k indices, where the exact one gathers it. Every step adds up k gradients over the devices.
+  Under `vmap` with a count for each member all choose in every step.
 
   Notes:
     The choice and its timing, the moments and :math:`\epsilon`, which the bias correction does
