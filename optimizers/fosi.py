@@ -82,9 +82,10 @@ def fosi(
     TypeError: `update` was called without `value_fn`.
 
   Cost: `order` Hessian-vector products, each about two gradient evaluations, every T steps: at
-  the defaults a tenth of a gradient a step; four products with V, as much as a gradient on
-  `2 * (k + smallest)` examples does. `4 * (k + smallest) + 4` bytes a parameter and the state of
-  `inner`; `4 * order` while an estimate runs.
+  the defaults a tenth of a gradient a step, and besides eight passes over all Lanczos vectors a
+  product. In every step five passes over V, which take long where memory is slow.
+  `4 * (k + smallest) + 4` bytes a parameter and the state of `inner`; `4 * order` while an
+  estimate runs.
 
   Notes:
     The published code flattens the parameters, and `inner` with them; here both keep their

@@ -458,8 +458,6 @@ ROWS = [
   OptimizerRow(
     "dbf_newton(0.3, alpha=0.5, beta=0.5, line_search=False)",
     evaluations=1,
-    tolerance=100,
-    why="the smallest curvatures of the problem are known to a few digits in float32",
     limits=(("dbf_newton(0)", "set_to_zero()"),),
     bad={
       "dbf_newton(-1)": "learning_rate must be at least 0, got -1",
